@@ -1,0 +1,191 @@
+"""Rollout and replay of an unmodified diffusers pipeline through its scheduler.
+
+A rollout runs the pipeline and records the transitions that will be trained. A replay runs the same pipeline again
+under autograd, over the recorded states: in every step the network's output carries a graph, the visitor takes its loss
+and calls backward, and the graph is gone before the next step, so that memory holds one step's graph.
+
+    B batch; states have the shape that the pipeline's loop hands to its scheduler
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import transitions
+from .schedulers import Moment, SDEScheduler
+from .transitions import Step
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded transition of B samples."""
+
+    index: int
+    step: Step
+    x: Tensor  # (B, ...) float32 state
+    x_next: Tensor  # (B, ...) float32 next state: the action
+    mean: Tensor  # (B, ...) float32 mean of the next state under the policy that sampled it
+
+    @property
+    def log_prob(self) -> Tensor:
+        """(B,) mean over elements."""
+        return transitions.log_prob(self.x_next, self.mean, self.step.std)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The recorded steps of B samples, in the order in which they ran."""
+
+    steps: tuple[Recorded, ...]
+    injectable: bool  # the state that step sees is what prepare_latents returns, so that a replay can start anywhere
+
+    def rows(self, rows: Sequence[int] | slice) -> Trajectory:
+        """The same steps for some of the samples."""
+        steps = [replace(s, x=s.x[rows], x_next=s.x_next[rows], mean=s.mean[rows]) for s in self.steps]
+        return Trajectory(tuple(steps), self.injectable)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    frames: Any  # what the pipeline returns: with output_type="pt" (B, F, C, H, W) in [0, 1], images (B, C, H, W)
+    trajectory: Trajectory
+
+
+def seed_for(*key: int | str) -> int:
+    """A 63-bit seed from a key, the same on every machine: (run seed, iteration, prompt, sample, purpose)."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a sample; CPU, so that a seed means the same noise on every device."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def rollout(
+    pipe: Any,
+    record: Collection[int],
+    latent_seeds: Sequence[int] | None = None,
+    noise_seeds: Sequence[int] | None = None,
+    **call: Any,
+) -> Rollout:
+    """Run the pipeline with its SDEScheduler and record some steps.
+
+    Args:
+        record: indices of the steps to keep.
+        latent_seeds: one a sample for the initial noise; equal seeds share it. None: the pipeline's own way.
+        noise_seeds: one a sample for the noise of the steps.
+        call: the pipeline's arguments.
+    """
+    scheduler: SDEScheduler = pipe.scheduler
+    steps: list[Recorded] = []
+    prepared: list[torch.Size] = []
+    injectable = True
+
+    def on_step(moment: Moment) -> Tensor:
+        nonlocal injectable
+        if moment.index == scheduler.indices[0]:
+            injectable = bool(prepared) and prepared[0] == moment.x.shape
+        x_next = scheduler.draw(moment)
+        if moment.index in record:
+            mean = moment.mean.detach()
+            steps.append(Recorded(moment.index, moment.step, moment.x.detach().float(), x_next.detach().float(), mean))
+        return x_next
+
+    def prepare(latents: Tensor) -> Tensor:
+        prepared.append(latents.shape)
+        return latents.float()
+
+    if latent_seeds is not None:
+        call["generator"] = generators(latent_seeds)
+    with _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
+        scheduler.generators = None if noise_seeds is None else generators(noise_seeds)
+        frames = pipe(**call)[0]
+    return Rollout(frames, Trajectory(tuple(steps), injectable))
+
+
+def replay(pipe: Any, trajectory: Trajectory, visit: Callable[[Moment, Recorded], None], **call: Any) -> None:
+    """Run the recorded steps of the pipeline again, with gradients if the caller has them on.
+
+    Args:
+        trajectory: from `rollout`; its samples in the order of `call`'s prompts.
+        visit: called in every step with what the network gives now and what was recorded; takes its loss and calls
+            backward there, since the graph does not outlive the step.
+        call: the pipeline's arguments of the rollout, with the same number of inference steps.
+    """
+    scheduler: SDEScheduler = pipe.scheduler
+    indices = [recorded.index for recorded in trajectory.steps]
+    if not indices:
+        raise ValueError("the trajectory holds no recorded step")
+    # Where the prepared latents are not the state that step sees (image-to-video pipelines that glue their first frame
+    # on), the first state enters through a step that is run for this alone.
+    pending = [*trajectory.steps] if trajectory.injectable else [None, *trajectory.steps]
+    position = 0
+
+    def on_step(moment: Moment) -> Tensor:
+        nonlocal position
+        recorded = pending[position]
+        position += 1
+        if recorded is not None:
+            visit(moment, recorded)
+        following = pending[position].x if position < len(pending) else recorded.x_next
+        return following.to(moment.x.dtype)
+
+    def prepare(latents: Tensor) -> Tensor:
+        return trajectory.steps[0].x.clone() if trajectory.injectable else latents.float()
+
+    with _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
+        scheduler.steps = indices if trajectory.injectable else [indices[0], *indices]
+        undecorated(pipe)(**{**call, "output_type": "latent"})
+
+
+def undecorated(pipe: Any) -> Callable[..., Any]:
+    """The pipeline's __call__ without its torch.no_grad decorator."""
+    function = type(pipe).__call__
+    return getattr(function, "__wrapped__", function).__get__(pipe)
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, wrap: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Replace owner.name by wrap(owner.name) for a while."""
+    original = getattr(owner, name)
+    shadowed = name in vars(owner)
+    setattr(owner, name, wrap(original))
+    try:
+        yield
+    finally:
+        if shadowed:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+
+@contextlib.contextmanager
+def _scheduler_state(scheduler: SDEScheduler, on_step: Callable[[Moment], Tensor]) -> Iterator[None]:
+    before = scheduler.on_step, scheduler.steps, scheduler.generators
+    scheduler.on_step = on_step
+    try:
+        yield
+    finally:
+        scheduler.on_step, scheduler.steps, scheduler.generators = before
+
+
+def _initial_state(pipe: Any, change: Callable[[Tensor], Tensor]) -> contextlib.AbstractContextManager:
+    """Change the latents that the pipeline's prepare_latents returns (alone or as the first of several)."""
+
+    def wrap(prepare_latents: Callable) -> Callable:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = prepare_latents(*args, **kwargs)
+            if isinstance(result, tuple):
+                return (change(result[0]), *result[1:])
+            return change(result)
+
+        return wrapped
+
+    return patched(pipe, "prepare_latents", wrap)

@@ -1,0 +1,307 @@
+"""Schedulers that make any diffusers pipeline stochastic, recordable and replayable.
+
+A sampler is the pipeline's own scheduler with another `step`: the noise levels come from the stock scheduler (so shift,
+dynamic shift, inverted levels and whatever else its configuration says are kept), the step is a kernel of
+`samplers.transitions`. Put one on a pipeline and it samples from the SDE:
+
+    pipe.scheduler = FlowSDEScheduler.from_config(pipe.scheduler.config, kernel="flow", noise_level=0.7)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from . import transitions
+from .transitions import Grid, Step
+
+GRIDS = ("stock", "uniform")
+
+
+@dataclass
+class Moment:
+    """What one call of `step` sees."""
+
+    index: int  # of the step in the whole grid
+    timestep: Tensor
+    step: Step
+    x: Tensor  # (B, ...) the state, in the pipeline's dtype
+    output: Tensor  # (B, ...) the network's output after guidance, with its graph
+    generator: Any = None  # what the pipeline handed to step
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """(B, ...) float32 mean of the next state; carries the graph of `output`."""
+        return transitions.mean(self.step, self.x, self.output)
+
+
+class SDEScheduler:
+    """The pipeline's scheduler with a stochastic step. Use FlowSDEScheduler or DDIMSDEScheduler.
+
+    Args:
+        stock: the diffusers scheduler whose noise levels and configuration are kept.
+        noise_level: strength of the noise; 0 is the deterministic sampler.
+        window: [start, stop) of the stochastic steps, the others are deterministic. None: all but the last.
+    Attributes:
+        steps: indices of the grid to run, None for all of them (a sub-range, or the trained steps of a replay).
+        generators: one torch.Generator a sample for the steps' noise, so that a sample does not depend on its batch;
+            None: the pipeline's generator if it passes one, else the global one.
+        on_step: called with each Moment; returns the next state. None: `draw`.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    def __init__(self, stock: Any, noise_level: float = 0.7, window: Sequence[int] | None = None):
+        if noise_level < 0:
+            raise ValueError(f"noise_level is {noise_level}, expected >= 0")
+        self.stock, self.noise_level = stock, noise_level
+        self.window = None if window is None else (int(window[0]), int(window[1]))
+        self.steps: Sequence[int] | None = None
+        self.generators: list[torch.Generator] | None = None
+        self.on_step: Callable[[Moment], Tensor] | None = None
+        self.begin_index = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stock":
+            raise AttributeError(name)
+        return getattr(self.stock, name)
+
+    @property
+    def config(self) -> Any:
+        """The stock scheduler's configuration: pipelines read their shift parameters from it."""
+        return self.stock.config
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Lay the grid (arguments as in diffusers) and keep the steps of `self.steps`."""
+        given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
+        given = {name: value for name, value in given.items() if value is not None}
+        accepted = inspect.signature(self.stock.set_timesteps).parameters
+        if refused := [name for name in given if name not in accepted]:
+            raise ValueError(f"{type(self.stock).__name__}.set_timesteps takes no {', '.join(refused)}")
+        if "sigmas" not in given and "timesteps" not in given:
+            given["num_inference_steps"] = num_inference_steps
+        self.stock.set_timesteps(device=device, **given)
+        timesteps, levels = self._lay_grid(mu, device)
+        self.num_steps = len(timesteps)
+        self.indices = list(range(self.num_steps)) if self.steps is None else list(self.steps)
+        if any(not 0 <= i < self.num_steps for i in self.indices):
+            raise ValueError(f"steps {self.indices} lie outside the grid of {self.num_steps} steps")
+        self.timesteps = timesteps[self.indices]
+        ends = [*self.indices, self.indices[-1] + 1] if self.indices else [0]
+        self.sigmas = levels[ends]
+        self.num_inference_steps = len(self.indices)
+        self.begin_index = self._cursor = 0
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this position of `timesteps` (image-to-image pipelines)."""
+        self.begin_index = self._cursor = begin_index
+
+    @property
+    def step_index(self) -> int:
+        return self._cursor
+
+    @property
+    def stochastic_steps(self) -> range:
+        """Indices of the grid whose step adds noise."""
+        start, stop = self.window or (0, self.num_steps - 1)
+        if not 0 <= start <= stop <= self.num_steps:
+            raise ValueError(f"window [{start}, {stop}) does not fit a grid of {self.num_steps} steps")
+        return range(start, stop)
+
+    def step_coefficients(self, index: int) -> Step:
+        """The affine step at this index of the grid, deterministic outside the window."""
+        raise NotImplementedError
+
+    def _lay_grid(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
+        """(timesteps (T,), noise levels (T+1,) as the pipeline knows them) of the whole grid."""
+        raise NotImplementedError
+
+    def _as_output(self, model_output: Tensor) -> Tensor:
+        return model_output
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """One transition. model_output and sample (B, ...); returns the next state in the sample's dtype."""
+        index = self.indices[self._cursor]
+        self._cursor += 1
+        step = self.step_coefficients(index)
+        moment = Moment(index, timestep, step, sample, self._as_output(model_output), generator)
+        x_next = self.on_step(moment) if self.on_step else self.draw(moment)
+        return SchedulerOutput(prev_sample=x_next) if return_dict else (x_next,)
+
+    def draw(self, moment: Moment) -> Tensor:
+        """Sample the next state, rounded to the pipeline's dtype before anybody takes its log-probability."""
+        mean, std = moment.mean, moment.step.std
+        if std > 0:
+            source = self.generators or moment.generator
+            if isinstance(source, list) and len(source) != len(mean):
+                raise ValueError(f"{len(source)} generators for a batch of {len(mean)}")
+            mean = mean + std * randn_tensor(mean.shape, generator=source, device=mean.device, dtype=torch.float32)
+        return mean.to(moment.x.dtype)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        return sample
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the stock scheduler: a tuned pipeline is an ordinary pipeline."""
+        self.stock.save_pretrained(*args, **kwargs)
+
+
+class FlowSDEScheduler(SDEScheduler):
+    """For flow-matching pipelines (Wan, HunyuanVideo, LTX, Mochi, SD3, Flux, ...).
+
+    Args:
+        kernel: one of samplers.KERNELS.
+        grid: "stock", the levels that the pipeline's own scheduler would use (those that it passes included), or
+            "uniform", linspace(1, 0, T + 1) shifted once.
+    """
+
+    def __init__(
+        self,
+        stock: Any,
+        kernel: str = "flow",
+        noise_level: float = 0.7,
+        window: Sequence[int] | None = None,
+        grid: str = "stock",
+    ):
+        super().__init__(stock, noise_level, window)
+        if kernel not in transitions.KERNELS:
+            raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(transitions.KERNELS)}")
+        if grid not in GRIDS:
+            raise ValueError(f"unknown grid {grid!r}; known: {', '.join(GRIDS)}")
+        self.kernel, self.grid = kernel, grid
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,
+        kernel: str = "flow",
+        noise_level: float = 0.7,
+        window: Sequence[int] | None = None,
+        grid: str = "stock",
+        **overrides: Any,
+    ) -> FlowSDEScheduler:
+        """Build from a pipeline's scheduler configuration; overrides (flow_shift, ...) go to the stock scheduler."""
+        return cls(stock_scheduler(config, **overrides), kernel, noise_level, window, grid)
+
+    @property
+    def _inverted(self) -> bool:
+        """Mochi counts its levels upwards and predicts the opposite velocity."""
+        return bool(self.config.get("invert_sigmas", False))
+
+    def _lay_grid(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
+        levels, timesteps = self.stock.sigmas.cpu(), self.stock.timesteps
+        if self.grid == "uniform":
+            levels = self._uniform(len(timesteps), mu)
+            levels = 1 - levels if self._inverted else levels
+            timesteps = (levels[:-1] * self.config.num_train_timesteps).to(device)
+        wide = levels.double()
+        self.levels: list[float] = (1 - wide if self._inverted else wide).tolist()
+        if not all(high > low for high, low in zip(self.levels, self.levels[1:], strict=False)):
+            raise ValueError(f"noise levels must fall from 1 to 0, got {self.levels}; is this a flow pipeline?")
+        return timesteps, levels
+
+    def _uniform(self, num_steps: int, mu: float | None) -> Tensor:
+        u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+        if self.config.get("use_dynamic_shifting", False):
+            shift = float(torch.tensor(mu).exp()) if self.config.get("time_shift_type") == "exponential" else mu
+        else:
+            shift = self.config.get("flow_shift", None) or self.stock.shift
+        return (shift * u / (1 + (shift - 1) * u)).float()
+
+    def step_coefficients(self, index: int) -> Step:
+        sigma, sigma_next = self.levels[index : index + 2]
+        kernel = self.kernel if index in self.stochastic_steps else "ode"
+        constants = Grid(self.levels[1], self.levels[-1])
+        t = transitions.transition(kernel, sigma, sigma_next, self.noise_level, constants)
+        return transitions.compose(t, transitions.flow_prediction(sigma))
+
+    def _as_output(self, model_output: Tensor) -> Tensor:
+        return -model_output if self._inverted else model_output
+
+
+class DDIMSDEScheduler(SDEScheduler):
+    """For variance-preserving pipelines (CogVideoX, Stable Diffusion): stochastic DDIM with log-probability (DDPO).
+
+    `noise_level` is DDIM's eta in [0, 1]; 1 is ancestral sampling.
+    """
+
+    def __init__(self, stock: Any, noise_level: float = 1.0, window: Sequence[int] | None = None):
+        super().__init__(stock, noise_level, window)
+        if noise_level > 1:
+            raise ValueError(f"noise_level is {noise_level}; DDIM's eta lies in [0, 1]")
+        if type(stock) is diffusers.DDIMScheduler and (stock.config.clip_sample or stock.config.thresholding):
+            raise ValueError("clip_sample and thresholding have no Gaussian step; set both to False in the scheduler")
+
+    @classmethod
+    def from_config(
+        cls, config: Any, noise_level: float = 1.0, window: Sequence[int] | None = None, **overrides: Any
+    ) -> DDIMSDEScheduler:
+        """Build from a pipeline's scheduler configuration; overrides go to diffusers' DDIM scheduler."""
+        ddim = diffusers.CogVideoXDDIMScheduler if "snr_shift_scale" in config else diffusers.DDIMScheduler
+        return cls(ddim.from_config(config, **overrides), noise_level, window)
+
+    def _lay_grid(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
+        timesteps = self.stock.timesteps
+        stride = self.config.num_train_timesteps // len(timesteps)
+        alpha = self.stock.alphas_cumprod.double()
+        last = float(self.stock.final_alpha_cumprod)
+        now = alpha[timesteps.cpu()]
+        after = torch.stack([alpha[t] if t >= 0 else alpha.new_tensor(last) for t in (timesteps.cpu() - stride)])
+        self.pairs: list[tuple[float, float]] = list(zip(now.sqrt().tolist(), after.sqrt().tolist(), strict=True))
+        return timesteps, (1 - torch.cat([now, after[-1:]])).sqrt().float()
+
+    def step_coefficients(self, index: int) -> Step:
+        a, a_next = self.pairs[index]
+        eta = self.noise_level if index in self.stochastic_steps else 0.0
+        t = transitions.vp_transition(a, a_next, eta)
+        return transitions.compose(t, transitions.vp_prediction(self.config.prediction_type, a))
+
+
+def is_flow(config: Any) -> bool:
+    """Whether a scheduler configuration belongs to a flow-matching pipeline (as opposed to variance-preserving)."""
+    return bool(config.get("use_flow_sigmas", False)) or "beta_start" not in config
+
+
+def stock_scheduler(config: Any, **overrides: Any) -> Any:
+    """The diffusers flow scheduler that a configuration belongs to.
+
+    A scheduler built in Python does not name its class in its configuration; there the keys tell.
+    """
+    if not is_flow(config):
+        raise ValueError("this scheduler configuration is not a flow's; use DDIMSDEScheduler")
+    name = config.get("_class_name", None)
+    if name is None:
+        if "predict_x0" in config:
+            name = "UniPCMultistepScheduler"
+        elif "algorithm_type" in config:
+            name = "DPMSolverMultistepScheduler"
+        else:
+            name = "FlowMatchEulerDiscreteScheduler"
+    scheduler = getattr(diffusers, name)
+    if unknown := set(overrides) - set(inspect.signature(scheduler.__init__).parameters):
+        raise ValueError(f"{name} has no parameter {', '.join(sorted(unknown))}")
+    return scheduler.from_config(config, **overrides)
+
+
+def sde_scheduler(config: Any, **options: Any) -> SDEScheduler:
+    """The SDE scheduler for a pipeline's scheduler configuration: flow or variance-preserving, as the keys say."""
+    return (FlowSDEScheduler if is_flow(config) else DDIMSDEScheduler).from_config(config, **options)
