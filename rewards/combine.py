@@ -1,0 +1,61 @@
+"""One reward made of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+
+from rewards.contract import Clip, Reward, RewardError, Scores, score
+
+SCOPES = ("clip", "group", "batch")  # from the narrowest to the widest
+
+
+class Weighted:
+    """sum_k w_k total_k over named rewards; see `weighted`."""
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float], name: str):
+        self.rewards, self.weights, self.name = dict(rewards), dict(weights), name
+        counted = [reward for key, reward in self.rewards.items() if self.weights[key] != 0]
+        self.scope: Literal["clip", "group", "batch"] = max((r.scope for r in self.rewards.values()), key=SCOPES.index)
+        self.differentiable = all(reward.differentiable for reward in counted)
+
+    def __call__(self, clips: Sequence[Clip]) -> Scores:
+        device = clips[0].video.device
+        total = torch.zeros(len(clips), device=device)
+        valid = torch.ones(len(clips), dtype=torch.bool, device=device)
+        dims = {}
+        for key, reward in self.rewards.items():
+            part = score(reward, clips)
+            dims[key] = part.total.to(device)
+            dims |= {f"{key}/{dim}": values.to(device) for dim, values in part.dims.items()}
+            if self.weights[key] != 0:
+                # An invalid part leaves 0 in the sum: its NaN must not reach the gradient of the valid ones.
+                total = total + self.weights[key] * dims[key].nan_to_num(nan=0.0)
+                valid = valid & part.valid.to(device)
+        return Scores(total, dims, valid=valid)
+
+
+def weighted(rewards: Mapping[str, Reward], weights: Mapping[str, float], name: str = "weighted") -> Reward:
+    """Combine named rewards into one whose total is the weighted sum of theirs.
+
+    A clip is valid where every part with a weight is; the widest scope is the scope; it is differentiable if every
+    part with a weight is. `dims` hold each part's total under its name and its dims under `<name>/<dim>`. A weight of
+    0 makes a part a watcher: it is called and shown in `dims`, and neither its number nor its failure counts.
+
+    Args:
+        rewards: name -> reward, at least one.
+        weights: name -> finite number, for exactly the same names; at least one is not 0.
+    Raises: RewardError where names or weights do not fit.
+    """
+    unmatched = set(rewards) ^ set(weights)
+    if unmatched or not rewards:
+        raise RewardError(f"reward {name}: rewards {sorted(rewards)} and weights {sorted(weights)} must name the same")
+    bad = {key: weight for key, weight in weights.items() if not math.isfinite(weight)}
+    if bad:
+        raise RewardError(f"reward {name}: weights must be finite numbers, got {bad}")
+    if not any(weights.values()):
+        raise RewardError(f"reward {name}: every weight is 0, so there is nothing to maximise")
+    return Weighted(rewards, weights, name)

@@ -1,0 +1,306 @@
+"""CLIPReward against open_clip's own path: PIL images, its transform, its model."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from rewards import Clip, RewardError, load, score
+from rewards.clip import MAX_CACHED_PROMPTS, CLIPReward, _find_built_in, frame_indices, prepare
+
+PROMPTS = ["a red circle moving left", "a blue square", "a green triangle moving up quickly"]
+
+
+@pytest.fixture
+def reward(clip_folder):
+    return CLIPReward(path=str(clip_folder), frames=None, device="cpu")
+
+
+def clips_of(videos, prompts=PROMPTS):
+    return [Clip(video, prompt) for video, prompt in zip(videos, prompts, strict=False)]
+
+
+def to_pil(frame):
+    return Image.fromarray((frame * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def by_open_clip(folder, videos, prompts):
+    """(N, F) cosines by open_clip alone."""
+    import open_clip
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model.eval()
+    with torch.no_grad():
+        text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(prompts), normalize=True)
+        rows = []
+        for video, embedding in zip(videos, text, strict=True):
+            images = torch.stack([transform(to_pil(frame)) for frame in video])
+            rows.append(model.encode_image(images, normalize=True) @ embedding)
+    return torch.stack(rows)
+
+
+def test_equals_open_clip_on_prepared_images(reward, clip_folder):
+    # Frames of the model's own size need no resizing, so nothing but float rounding may differ.
+    videos = (torch.rand(3, 2, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 255).round() / 255
+    expected = by_open_clip(clip_folder, videos, PROMPTS)
+    scores = score(reward, clips_of(videos))
+    assert expected.std() > 0.02  # the reference tells these clips apart
+    torch.testing.assert_close(scores.dense, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.total, expected.mean(1), atol=1e-5, rtol=0)
+
+
+def test_close_to_open_clip_through_pil(reward, clip_folder, videos):
+    expected = by_open_clip(clip_folder, videos, PROMPTS)
+    # Measured: 3e-4 on this model, whose random weights are more sensitive than trained ones.
+    torch.testing.assert_close(score(reward, clips_of(videos)).dense, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("shape", [(40, 48), (48, 40), (20, 31), (16, 64), (32, 32), (120, 208)])
+@pytest.mark.parametrize("size", [32, (24, 40)])
+def test_prepares_as_the_pil_transform(mode, interpolation, shape, size):
+    from dataclasses import asdict
+
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(size, "RGB", (0.0,) * 3, (1.0,) * 3, interpolation, mode, fill_color=100)
+    coarse = torch.rand(1, 3, shape[0] // 4, shape[1] // 4, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.interpolate(coarse, shape, mode="bilinear")[0].mul(255).round() / 255
+    expected = image_transform_v2(config, is_train=False)(to_pil(image))
+    found = prepare(image[None], asdict(config))[0]
+    torch.testing.assert_close(found, expected, atol=1.2 / 255, rtol=0)  # PIL rounds twice
+
+
+def test_saturated_noise_is_clipped_between_the_passes_as_pil_does():
+    from dataclasses import asdict
+
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(32, "RGB", (0.0,) * 3, (1.0,) * 3)
+    image = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0)).round()
+    expected = image_transform_v2(config, is_train=False)(to_pil(image))
+    torch.testing.assert_close(prepare(image[None], asdict(config))[0], expected, atol=1.2 / 255, rtol=0)
+
+
+def test_gradient_of_the_total_matches_finite_differences(reward):
+    # Away from 0 and 1, where clipping would bend the function.
+    video = 0.3 + 0.4 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    video.requires_grad_()
+    (gradient,) = torch.autograd.grad(score(reward, [Clip(video, PROMPTS[0])]).total.sum(), video)
+    direction = gradient / gradient.norm()
+    step = 0.02
+    up, down = (
+        score(reward, [Clip(video.detach() + sign * step * direction, PROMPTS[0])]).total.item() for sign in (1, -1)
+    )
+    assert (up - down) / (2 * step) == pytest.approx(gradient.norm().item(), rel=0.02)
+
+
+def test_every_clip_gets_its_own_gradient(reward, videos):
+    videos.requires_grad_()
+    score(reward, clips_of(videos)).total[1].backward()
+    assert videos.grad[1].abs().max() > 0
+    assert videos.grad[[0, 2]].abs().max() == 0
+
+
+def test_lengths_and_sizes_may_differ_in_one_call(reward, videos):
+    mixed = [videos[0], videos[1, :1], torch.rand(5, 3, 70, 33)]
+    together = score(reward, clips_of(mixed))
+    alone = torch.cat([score(reward, [clip]).total for clip in clips_of(mixed)])
+    torch.testing.assert_close(together.total, alone, atol=1e-6, rtol=0)
+    assert together.dense is None
+
+
+def test_scores_only_the_frames_asked_for(clip_folder, videos):
+    two = CLIPReward(path=str(clip_folder), frames=2, device="cpu")
+    everything = CLIPReward(path=str(clip_folder), frames=None, device="cpu", batch_size=3)
+    dense = score(everything, clips_of(videos)).dense
+    torch.testing.assert_close(score(two, clips_of(videos)).dense, dense[:, [0, 3]])
+    assert dense.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("length", "frames", "expected"),
+    [(9, 3, [0, 4, 8]), (4, 8, [0, 1, 2, 3]), (5, 1, [0]), (3, None, [0, 1, 2]), (1, 4, [0])],
+)
+def test_frames_are_evenly_spaced(length, frames, expected):
+    assert frame_indices(length, frames) == expected
+
+
+def test_a_prompt_is_encoded_once(reward, videos):
+    seen = []
+    tokenizer = reward.tokenizer
+    reward.tokenizer = lambda texts: seen.extend(texts) or tokenizer(texts)
+    first = score(reward, clips_of(videos, ["a", "b", "a"]))
+    second = score(reward, clips_of(videos, ["a", "b", "a"]))
+    assert seen == ["a", "b"]
+    assert torch.equal(first.total, second.total)
+
+
+def test_the_prompt_cache_is_bounded(reward, videos):
+    reward.text_cache = {str(number): torch.zeros(16) for number in range(MAX_CACHED_PROMPTS)}
+    score(reward, clips_of(videos))
+    assert len(reward.text_cache) == MAX_CACHED_PROMPTS
+    assert set(PROMPTS) < set(reward.text_cache)
+
+
+def test_a_cache_filled_in_inference_mode_serves_gradients(reward, videos):
+    with torch.inference_mode():
+        score(reward, clips_of(videos))
+    videos.requires_grad_()
+    score(reward, clips_of(videos)).total.sum().backward()
+    assert videos.grad.abs().max() > 0
+
+
+def test_the_callers_autocast_changes_nothing(reward, videos):
+    plain = score(reward, clips_of(videos)).total
+    reward.text_cache.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = score(reward, clips_of(videos)).total
+    assert torch.equal(plain, inside)
+
+
+def test_loading_leaves_the_random_state_and_freezes_the_weights(clip_folder):
+    state = torch.get_rng_state()
+    reward = CLIPReward(path=str(clip_folder), device="cpu")
+    assert torch.equal(state, torch.get_rng_state())
+    assert not reward.model.training
+    assert not any(parameter.requires_grad for parameter in reward.model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16", "fp16"])
+def test_low_precision_stays_close(clip_folder, videos, reward, precision):
+    low = CLIPReward(path=str(clip_folder), frames=None, device="cpu", precision=precision)
+    found, exact = score(low, clips_of(videos)), score(reward, clips_of(videos))
+    assert found.total.dtype == torch.float32
+    assert not torch.equal(found.total, exact.total)
+    torch.testing.assert_close(found.total, exact.total, atol=0.02, rtol=0)
+
+
+@pytest.fixture
+def built_in(clip_folder, tmp_path):
+    """The tiny architecture as a named one of open_clip, its weights as a file. Its own preparation is CLIP's."""
+    import open_clip
+    from open_clip import factory
+
+    config = json.loads((clip_folder / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    yield "tiny-clip", clip_folder / "open_clip_model.safetensors"
+    factory._MODEL_CONFIG_PATHS.pop()
+    del factory._MODEL_CONFIGS["tiny-clip"]
+
+
+def test_weights_files_of_both_kinds_load(built_in, videos, tmp_path):
+    from safetensors.torch import load_file
+
+    model, weights = built_in
+    torch.save({"state_dict": load_file(weights)}, tmp_path / "weights.pt")
+    from_pt = CLIPReward(model, path=str(tmp_path / "weights.pt"), device="cpu")
+    from_safetensors = CLIPReward(model, path=str(weights), device="cpu")
+    totals = [score(reward, clips_of(videos)).total for reward in (from_pt, from_safetensors)]
+    assert torch.equal(*totals)
+    assert from_pt.preprocess["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
+class Touch:
+    """Pickles as a call of open(path, "w"): a checkpoint that would run code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_that_runs_code_is_refused(built_in, tmp_path):
+    torch.save({"state_dict": Touch(tmp_path / "ran")}, tmp_path / "evil.pt")
+    with pytest.raises(RewardError, match=r"evil\.pt"):
+        CLIPReward(built_in[0], path=str(tmp_path / "evil.pt"), device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_takes_its_image_preparation_from_the_published_tags(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    siglip = _find_built_in("ViT-B-16-SigLIP", None, str(weights))
+    assert siglip.preprocess["mean"] == (0.5, 0.5, 0.5)
+    assert siglip.preprocess["resize_mode"] == "squash"
+    with pytest.raises(RewardError, match="pretrained="):  # laion2b_s32b_b82k differs from the other ten
+        _find_built_in("ViT-L-14", None, str(weights))
+    assert _find_built_in("ViT-L-14", "laion2b_s32b_b82k", str(weights)).preprocess["mean"] == (0.5, 0.5, 0.5)
+    assert _find_built_in("ViT-B-32", "openai", str(weights)).quick_gelu
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no checkpoint named"),
+        ({"model": "ViT-B-32"}, "no checkpoint named"),
+        ({"path": "/nowhere/clip"}, "open_clip_config.json"),
+        ({"path": "x", "pretrained": "openai"}, "without model"),
+        ({"model": "ViT-B-33", "pretrained": "openai"}, "near: ViT-B-32"),
+        ({"model": "ViT-B-32", "pretrained": "laion3b"}, "known: "),
+        ({"model": "ViT-B-32", "path": "/nowhere/w.pt"}, r"no weights file /nowhere/w\.pt"),
+        ({"path": "x", "frames": 0}, "frames is 0"),
+        ({"path": "x", "precision": "int4"}, "precision 'int4'"),
+        ({"path": "x", "batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_options_are_checked_in_one_line(options, message):
+    with pytest.raises(RewardError, match=message) as caught:
+        CLIPReward.check(**options)
+    assert "\n" not in str(caught.value)
+
+
+def spoil_weights(folder):
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def spoil_architecture(folder):
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["width"] = 48
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+
+
+def drop_weights(folder):
+    (folder / "open_clip_model.safetensors").unlink()
+
+
+def spoil_config(folder):
+    config = folder / "open_clip_config.json"
+    config.write_text(config.read_text()[:40])
+
+
+def drop_preparation(folder):
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config["model_cfg"]}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_weights, "cannot load"),
+        (spoil_architecture, "cannot load"),
+        (drop_weights, "no weights"),
+        (spoil_config, "not a JSON object"),
+        (drop_preparation, "lacks model_cfg or preprocess_cfg"),
+    ],
+)
+def test_a_spoilt_folder_is_one_line_that_names_it(clip_folder, tmp_path, spoil, message):
+    folder = shutil.copytree(clip_folder, tmp_path / "copy")
+    spoil(folder)
+    with pytest.raises(RewardError, match=message) as caught:
+        load("clip", path=str(folder))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_rewards_does_not_import_a_reward_model():
+    code = "import rewards, sys; print([m for m in ('open_clip', 'transformers', 'diffusers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
