@@ -66,7 +66,7 @@ def _checked(use: str, options: dict[str, Any]) -> Any:
     """Return what `use` names, once it is known to take the options."""
     target = _resolve(use)
     if not callable(target):
-        raise RewardError(f"reward {use}: is a {type(target).__name__}, expected a class or a function")
+        raise RewardError(f"reward {use}: is of type {type(target).__name__}, expected a class or a function")
     if use in KNOWN or inspect.isclass(target):
         _check_options(use, target, (), options)
     elif is_reward(target):

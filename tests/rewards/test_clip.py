@@ -55,8 +55,8 @@ def test_equals_open_clip_on_prepared_images(reward, clip_folder):
 
 def test_close_to_open_clip_through_pil(reward, clip_folder, videos):
     expected = by_open_clip(clip_folder, videos, PROMPTS)
-    # Measured: 3e-4 on this model, whose random weights are more sensitive than trained ones.
-    torch.testing.assert_close(score(reward, clips_of(videos)).dense, expected, atol=2e-3, rtol=0)
+    # Measured: 1.1e-3 where cosines spread by 0.07; the frames differ by one level of 255 at most.
+    torch.testing.assert_close(score(reward, clips_of(videos)).dense, expected, atol=3e-3, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])

@@ -1,0 +1,230 @@
+"""One contract, held by every reward; and what `score` makes of answers that break it."""
+
+import pytest
+import torch
+
+from rewards import KNOWN, Clip, RewardError, Scores, lift, load, score, weighted
+
+PROMPTS = [
+    "a red circle moving right quickly on a black background",
+    "a blue square moving up slowly on a white background",
+    "a green triangle",
+]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def mean_brightness(videos, prompts):
+    return videos.mean((1, 2, 3, 4)) + torch.tensor([len(prompt) / 1000 for prompt in prompts], device=videos.device)
+
+
+def sprites(num=3, frames=6, size=32):
+    """Clips (N, F, 3, H, W): squares of three sizes and colours that drift over plain backgrounds."""
+    video = torch.zeros(num, frames, 3, size, size)
+    colours = torch.tensor([[0.9, 0.1, 0.1], [0.15, 0.25, 0.95], [0.1, 0.75, 0.15]])
+    for clip in range(num):
+        video[clip] = 0.05 + 0.45 * clip
+        for frame in range(frames):
+            left, side = 4 + frame + clip, 9 + clip
+            video[clip, frame, :, 8 : 8 + side, left : left + side] = colours[clip % 3][:, None, None]
+    return video
+
+
+def clip_reward(folder):
+    return load("clip", path=str(folder), frames=4)
+
+
+BUILDERS = {
+    "clip": clip_reward,
+    "lifted": lambda folder: lift(mean_brightness, differentiable=True),
+    "weighted": lambda folder: weighted(
+        {"clip": clip_reward(folder), "bright": lift(mean_brightness, differentiable=True)}, {"clip": 1, "bright": -0.5}
+    ),
+    "weighted_mixed": lambda folder: weighted(
+        {"clip": clip_reward(folder), "colour": load("sprite_colour")}, {"clip": 2.0, "colour": 1.0}
+    ),
+    **{name: lambda folder, name=name: load(name) for name in KNOWN if name.startswith("sprite_")},
+}
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def reward(request, clip_folder):
+    return BUILDERS[request.param](clip_folder)
+
+
+def clips_on(device="cpu", video=None, prompts=PROMPTS):
+    video = sprites() if video is None else video
+    return [Clip(one.to(device), prompt) for one, prompt in zip(video, prompts, strict=True)]
+
+
+def same(found, expected, tolerance=1e-5):
+    torch.testing.assert_close(found.total, expected.total, atol=tolerance, rtol=0, equal_nan=True)
+    assert found.dims.keys() == expected.dims.keys()
+    for name, values in expected.dims.items():
+        torch.testing.assert_close(found.dims[name], values, atol=tolerance, rtol=0, equal_nan=True)
+    if expected.dense is not None:
+        torch.testing.assert_close(found.dense, expected.dense, atol=tolerance, rtol=0)
+
+
+def rows(scores, order):
+    return Scores(
+        scores.total[order],
+        {name: values[order] for name, values in scores.dims.items()},
+        None if scores.dense is None else scores.dense[order],
+    )
+
+
+def test_every_known_reward_is_in_this_suite():
+    assert set(KNOWN) <= set(BUILDERS)
+
+
+def test_has_the_three_attributes(reward):
+    assert isinstance(reward.name, str)
+    assert reward.scope in ("clip", "group", "batch")
+    assert isinstance(reward.differentiable, bool)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gives_one_float32_a_clip_on_the_clips_device(reward, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    answer = score(reward, clips_on(device))
+    for values in (answer.total, *answer.dims.values()):
+        assert (values.shape, values.dtype, values.device.type) == ((3,), torch.float32, device)
+    assert answer.valid.all()
+    assert answer.total.isfinite().all()
+
+
+def test_same_clips_same_scores(reward):
+    first, second = score(reward, clips_on()), score(reward, clips_on())
+    same(second, first, tolerance=0)
+
+
+def test_a_batch_scores_as_its_clips_alone(reward):
+    together = score(reward, clips_on())
+    for index, clip in enumerate(clips_on()):
+        same(score(reward, [clip]), rows(together, [index]))
+
+
+def test_scores_follow_their_clips(reward):
+    order = [2, 0, 1]
+    clips = clips_on()
+    same(score(reward, [clips[index] for index in order]), rows(score(reward, clips), order))
+
+
+def test_does_not_write_into_the_clips(reward):
+    video = sprites()
+    score(reward, clips_on(video=video))
+    assert torch.equal(video, sprites())
+
+
+def test_draws_nothing_from_the_global_generator(reward):
+    state = torch.get_rng_state()
+    score(reward, clips_on())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_gradient_where_claimed_and_none_elsewhere(reward):
+    video = sprites().requires_grad_()
+    total = score(reward, clips_on(video=video)).total
+    assert total.requires_grad == reward.differentiable
+    if reward.differentiable:
+        total[0].backward()
+        assert video.grad[0].abs().max() > 0
+        assert video.grad[0].isfinite().all()
+        assert video.grad[1:].abs().max() == 0
+
+
+def test_half_precision_video_is_scored(reward):
+    found = score(reward, clips_on(video=sprites().bfloat16()))
+    assert found.total.dtype == torch.float32
+    assert found.total.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "video",
+    [torch.rand(3, 4, 32, 32), torch.rand(4, 3, 32), (torch.rand(4, 3, 32, 32) * 255).byte(), torch.rand(0, 3, 32, 32)],
+)
+def test_a_video_of_another_form_is_named(reward, video):
+    with pytest.raises(RewardError, match=rf"reward {reward.name}: a clip's video is .*expected \(F, 3, H, W\)"):
+        score(reward, [Clip(video, "a red circle")])
+
+
+class Answer:
+    """A reward that answers what it is given."""
+
+    name, scope, differentiable = "answer", "clip", True
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, clips):
+        return self.answer
+
+
+def test_a_number_that_is_none_is_masked_and_its_neighbours_stay():
+    total = torch.tensor([1.0, float("nan"), float("inf")], requires_grad=True)
+    found = score(Answer(Scores(total)), clips_on())
+    assert found.valid.tolist() == [True, False, False]
+    assert found.total.isnan().tolist() == [False, True, True]
+    found.total[found.valid].sum().backward()
+    assert total.grad.tolist() == [1, 0, 0]
+
+
+def test_a_failed_call_is_never_a_number():
+    found = score(Answer(Scores(torch.tensor([1.0, 2.0, 3.0]), valid=torch.tensor([True, False, True]))), clips_on())
+    assert found.valid.tolist() == [True, False, True]
+    assert found.total[1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.zeros(3), "returned Tensor, expected rewards.Scores"),
+        (Scores(torch.zeros(2)), r"total has shape \(2,\), expected \(3,\)"),
+        (Scores(torch.zeros(3, 1)), r"total has shape \(3, 1\)"),
+        (Scores([0.0, 0.0, 0.0]), "total has shape list"),
+        (Scores(torch.zeros(3), {"vq": torch.zeros(1)}), r"dims\['vq'\] has shape \(1,\)"),
+        (Scores(torch.zeros(3), dense=torch.zeros(4, 3)), r"dense has shape \(4, 3\), expected \(3, 3\)"),
+        (Scores(torch.zeros(3), dense=torch.zeros(3)), r"dense has shape \(3,\)"),
+        (Scores(torch.zeros(3), dense=[1]), "dense has shape list"),
+        (Scores(torch.zeros(3), valid=torch.ones(1, dtype=torch.bool)), r"valid has shape \(1,\)"),
+    ],
+)
+def test_an_answer_of_another_form_names_the_reward(answer, message):
+    with pytest.raises(RewardError, match=f"reward answer: {message}"):
+        score(Answer(answer), clips_on())
+
+
+def test_no_clips_is_an_error():
+    with pytest.raises(RewardError, match="no clips"):
+        score(Answer(Scores(torch.zeros(0))), [])
+
+
+def test_an_awaitable_is_waited_for():
+    class Remote(Answer):
+        async def __call__(self, clips):
+            return self.answer
+
+    assert score(Remote(Scores(torch.arange(3.0))), clips_on()).total.tolist() == [0, 1, 2]
+
+
+def test_a_reward_that_is_not_differentiable_runs_without_gradients():
+    def watcher(videos, prompts):
+        assert not torch.is_grad_enabled()
+        return videos.mean((1, 2, 3, 4))
+
+    assert not score(lift(watcher), clips_on(video=sprites().requires_grad_())).total.requires_grad
+
+
+def test_lift_takes_plain_numbers_and_keeps_a_reward():
+    lifted = lift(lambda videos, prompts: [1, 2.5, float("nan")], name="numbers")
+    assert lifted.name == "numbers"
+    assert score(lifted, clips_on()).total[:2].tolist() == [1, 2.5]
+    assert lift(lifted) is lifted
+
+
+def test_lift_explains_what_it_cannot_use():
+    with pytest.raises(RewardError, match="reward words: expected 3 numbers"):
+        score(lift(lambda videos, prompts: ["good"] * 3, name="words"), clips_on())
+    with pytest.raises(RewardError, match="one shape"):
+        score(lift(mean_brightness), [Clip(torch.rand(2, 3, 8, 8), ""), Clip(torch.rand(3, 3, 8, 8), "")])
