@@ -215,7 +215,8 @@ class FlowSDEScheduler(SDEScheduler):
             timesteps = (levels[:-1] * self.config.num_train_timesteps).to(device)
         wide = levels.double()
         self.levels: list[float] = (1 - wide if self._inverted else wide).tolist()
-        if not all(high > low for high, low in zip(self.levels, self.levels[1:], strict=False)):
+        falling = all(high > low for high, low in zip(self.levels, self.levels[1:], strict=False))
+        if not falling or self.levels[0] > 1 or self.levels[-1] < 0:
             raise ValueError(f"noise levels must fall from 1 to 0, got {self.levels}; is this a flow pipeline?")
         return timesteps, levels
 
@@ -257,7 +258,7 @@ class DDIMSDEScheduler(SDEScheduler):
     ) -> DDIMSDEScheduler:
         """Build from a pipeline's scheduler configuration; overrides go to diffusers' DDIM scheduler."""
         ddim = diffusers.CogVideoXDDIMScheduler if "snr_shift_scale" in config else diffusers.DDIMScheduler
-        return cls(ddim.from_config(config, **overrides), noise_level, window)
+        return cls(_build(ddim, config, overrides), noise_level, window)
 
     def _lay_grid(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
         timesteps = self.stock.timesteps
@@ -296,9 +297,13 @@ def stock_scheduler(config: Any, **overrides: Any) -> Any:
             name = "DPMSolverMultistepScheduler"
         else:
             name = "FlowMatchEulerDiscreteScheduler"
-    scheduler = getattr(diffusers, name)
+    return _build(getattr(diffusers, name), config, overrides)
+
+
+def _build(scheduler: type, config: Any, overrides: dict[str, Any]) -> Any:
+    """from_config drops keys that the class does not know; an override among them is a mistake."""
     if unknown := set(overrides) - set(inspect.signature(scheduler.__init__).parameters):
-        raise ValueError(f"{name} has no parameter {', '.join(sorted(unknown))}")
+        raise ValueError(f"{scheduler.__name__} has no parameter {', '.join(sorted(unknown))}")
     return scheduler.from_config(config, **overrides)
 
 
