@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignment.gain_checks import LEVELS, Finding, check_gain, check_images
-from alignment.gains import Gain, Paired, compare, decompose, finite, mean, number, paired, summary
+from .gain_checks import LEVELS, Finding, check_gain, check_images
+from .gains import Gain, Paired, compare, decompose, finite, mean, number, paired, summary
 
 __all__ = ["Finding", "Gain", "Paired", "compare", "decompose", "diagnose", "paired", "summary"]
 
@@ -69,7 +69,7 @@ def column(metrics: Metrics, key: str) -> list[float]:
 
 def setting(config: Mapping[str, Any], *names: str, default: str) -> str:
     """`algorithm.clip (now 0.001)` for the first of the names found anywhere in the recipe, else the default words."""
-    found = _leaves(config)
+    found = {path: value for path, value in _leaves(config).items() if not path.startswith(("rewards.", "versions."))}
     for name in names:
         for path, value in found.items():
             if path.rsplit(".", 1)[-1] == name:
@@ -154,7 +154,7 @@ def _spread(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
         size = setting(config, "group_size", "samples_per_prompt", default="the number of samples a prompt")
         text = (
             f"In the last third of the run {share:.0%} of the groups gave every sample the same reward and taught "
-            f"nothing. Use harder prompts, a finer reward, more noise in the sampler, or raise {size}."
+            f"nothing. Use harder prompts, a finer reward, more `sampler.noise_level`, or raise {size}."
         )
         yield Finding("alarm" if share > ZERO_SPREAD_ALL else "warning", "Groups without spread", text)
 
@@ -186,8 +186,9 @@ def _gradients(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]
             at, worst = max(spikes, key=lambda spike: spike[1])
             clip = setting(config, "max_grad_norm", "grad_clip", "clip_grad_norm", default="the gradient clip")
             text = (
-                f"The gradient norm left its usual {number(middle)} in {len(spikes)} iterations, most at {at} "
-                f"({number(worst)}). Spikes come before collapses: lower {clip}, or use more prompts an iteration."
+                f"The gradient norm, usually {number(middle)}, was {number(worst)} at iteration {at} and more than "
+                f"{GRADIENT_SPIKE:g} times the usual in {len(spikes)} of {len(norms)} iterations. Spikes come before "
+                f"collapses: lower {clip}, or use more prompts an iteration."
             )
             yield Finding("warning", "Gradient spikes", text)
     dominant, counted = Counter(), 0

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alignment.gains import (
+from .gains import (
     SIGNIFICANT_Z,
     Paired,
     change_words,
@@ -15,6 +15,7 @@ from alignment.gains import (
     finite,
     first_and_last,
     number,
+    percent,
     ratio_given_valid,
 )
 
@@ -84,13 +85,13 @@ def _significance(changes: Mapping[str, Paired]) -> Iterator[Finding]:
     elif change.z <= -SIGNIFICANT_Z:
         text = (
             f"On the evaluation prompts the trained reward changed by {change_words(change)}. See the first ratio and "
-            "the gradient norm, lower the learning rate, and check that evaluation samples as training does."
+            "the gradient norm, lower `optimizer.lr`, and check that evaluation samples as training does."
         )
         yield Finding("alarm", "The reward fell", text)
     else:
         text = (
             f"On {change.num} evaluation prompts the trained reward changed by {change_words(change)}, within noise. "
-            "Train longer, raise the learning rate or the samples a prompt, or evaluate on more prompts."
+            "Train longer, raise `optimizer.lr` or the samples a prompt, or raise `evaluation.num_prompts`."
         )
         yield Finding("warning", "No significant gain", text)
 
@@ -98,7 +99,7 @@ def _significance(changes: Mapping[str, Paired]) -> Iterator[Finding]:
 def _hacking(after: Evaluation, changes: Mapping[str, Paired]) -> Iterator[Finding]:
     names = [name for name in after.get("held_out", []) if f"reward/{name}" in changes]
     if not names:
-        text = "No reward is held out from training. Add one that is only evaluated: it shows when the policy cheats."
+        text = "No reward is held out. Add one with `weight: 0`: it is evaluated, never trained on, and shows cheating."
         yield Finding("note", "No watch on reward hacking", text)
         return
     fallen = [name for name in names if changes[f"reward/{name}"].z <= -SIGNIFICANT_Z]
@@ -109,11 +110,11 @@ def _hacking(after: Evaluation, changes: Mapping[str, Paired]) -> Iterator[Findi
         if rising:
             text = (
                 f"{words}, while the trained reward rose. The policy is likely to exploit the reward: train on both, "
-                "add a KL penalty, lower the learning rate, or stop earlier."
+                "add a KL penalty, lower `optimizer.lr`, or stop earlier."
             )
             yield Finding("alarm", "Reward hacking", text)
         else:
-            yield Finding("warning", "A held-out reward fell", f"{words}. Lower the learning rate or stop earlier.")
+            yield Finding("warning", "A held-out reward fell", f"{words}. Lower `optimizer.lr` or stop earlier.")
     if not fallen:
         yield Finding("good", "No held-out reward fell", f"Watched, and never trained on: {', '.join(names)}.")
 
@@ -143,8 +144,8 @@ def _validity(before: Evaluation, after: Evaluation) -> Iterator[Finding]:
         given = f"On prompts valid both times {name} changed by {change_words(gain.both_valid)}"
         if gain.validity.z <= -SIGNIFICANT_Z:
             text = (
-                f"{gain.validity.before:.1%} of the clips were valid before and {gain.validity.after:.1%} after. "
-                "Lower the learning rate, add a KL penalty, or add a reward for what is lost."
+                f"{percent(gain.validity.before)} of the clips were valid, now {percent(gain.validity.after)} are. "
+                "Lower `optimizer.lr`, add a KL penalty, or add a reward for what is lost."
             )
             yield Finding("warning", "Fewer valid clips", text)
         if gain.total.z < SIGNIFICANT_Z or gain.total.change <= 0:
@@ -153,8 +154,8 @@ def _validity(before: Evaluation, after: Evaluation) -> Iterator[Finding]:
         if gain.from_validity is not None and gain.from_validity > VALIDITY_SHARE * gain.total.change:
             share = gain.from_validity / gain.total.change
             text = (
-                f"{share:.0%} of the gain in {name} is that more clips are valid ({gain.validity.before:.1%} to "
-                f"{gain.validity.after:.1%}). {given}. Start from a stronger base, or reward only valid clips."
+                f"{share:.0%} of the gain in {name} is that more clips are valid ({percent(gain.validity.before)} to "
+                f"{percent(gain.validity.after)}). {given}. Start from a stronger base, or reward only valid clips."
             )
             yield Finding("warning", "The gain is mostly validity", text)
         elif quality:

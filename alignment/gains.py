@@ -138,19 +138,29 @@ def ratio_given_valid(before: Mapping[str, Any], after: Mapping[str, Any], name:
 
 
 def number(value: float, signed: bool = False) -> str:
-    """A value for reading: about three significant digits, `+` for gains when signed."""
+    """A value for reading: two or three significant digits, `+` for gains when signed."""
     if not finite(value):
         return "n/a" if value is None or math.isnan(value) else "inf" if value > 0 else "-inf"
-    size = abs(value)
+    size, sign = abs(value), "+" if signed and value else ""
+    if size < 0.01:
+        return f"{value:{sign}.2g}"
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    if 0 < size < 0.0005:
-        return f"{value:{'+' if signed else ''}.1e}"
-    return f"{value:{'+' if signed else ''},.{digits}f}"
+    return f"{value:{sign},.{digits}f}"
+
+
+def percent(share: float) -> str:
+    """`100%`, `99.6%`: a share with one decimal unless it is whole."""
+    return f"{share:.1%}".replace(".0%", "%") if finite(share) else "n/a"
+
+
+def z_words(z: float) -> str:
+    """A z value for reading: one decimal is all that it tells."""
+    return f"{z:.1f}" if finite(z) else number(z)
 
 
 def change_words(change: Paired) -> str:
     """`+0.270 +- 0.016 (z 17.0)`."""
-    return f"{number(change.change, signed=True)} +- {number(change.stderr)} (z {number(change.z)})"
+    return f"{number(change.change, signed=True)} +- {number(change.stderr)} (z {z_words(change.z)})"
 
 
 def summary(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -194,7 +204,7 @@ def _composition(gain: Gain, name: str) -> list[str]:
     if validity.before == validity.after == 1:
         sentences.append(f"Every clip was valid for {name} before and after, so its whole change is quality.")
     else:
-        text = f"Valid clips for {name}: {validity.before:.1%} before, {validity.after:.1%} after."
+        text = f"Valid clips for {name}: {percent(validity.before)} before, {percent(validity.after)} after."
         if gain.from_validity is not None:
             text += (
                 f" Of its change, {number(gain.from_validity, True)} comes from more or fewer valid clips"

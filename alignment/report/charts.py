@@ -1,0 +1,191 @@
+"""Small line and area charts as inline SVG, for the run report: no script, no font, no library, sharp at any size.
+
+Every chart is an HTML `<figure>`: a caption with the latest value, a legend where there are several lines, the SVG.
+Colours and text sizes come from the page's style sheet (page.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from ..gains import finite, number
+
+WIDTH, HEIGHT = 360, 184  # of the drawing, in its own units; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 8, 22  # room around the plot for the axis labels
+MAX_POINTS = 240  # longer lines are averaged down, so that a long run's page stays small
+MAX_DOTS = 30  # more evaluations are drawn as a plain line
+NUM_COLOURS = 6
+Point = tuple[float, float]
+
+
+class Line(NamedTuple):
+    """One line of a chart."""
+
+    name: str
+    points: Sequence[Point]  # (iteration, value), by iteration
+    dots: bool = False  # mark every point: for the few values of evaluations
+    colour: int = -1  # 0 to NUM_COLOURS - 1; -1: by position in the chart
+
+
+class Band(NamedTuple):
+    """A tinted range around a line."""
+
+    low: Sequence[Point]
+    high: Sequence[Point]
+
+
+class _Axes(NamedTuple):
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+    def path(self, points: Sequence[Point]) -> str:
+        return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    band: Band | None = None,
+    note: str = "",
+    zero: bool = False,
+    level: float = math.nan,
+) -> str:
+    """A chart of lines over iterations, or "" where no line has a point.
+
+    Args:
+        note: a few words behind the title.
+        zero: let the value axis start at 0.
+        level: a value to mark with a dashed line.
+    """
+    lines = [_clean(line, i) for i, line in enumerate(lines)]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return ""
+    around = [thin(side) for side in band] if band else []
+    values = [y for line in lines for _, y in line.points] + [y for side in around for _, y in side]
+    axes = _axes([x for line in lines for x, _ in line.points], values + [level] * finite(level), zero)
+    parts = [_grid(axes)]
+    if around:
+        parts.append(f'<polygon class="band c{lines[0].colour}" points="{axes.path([*around[0], *around[1][::-1]])}"/>')
+    if finite(level):
+        y = f"{axes.y(level):.1f}"
+        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+    for line in lines:
+        parts.append(f'<polyline class="line c{line.colour}" points="{axes.path(line.points)}"/>')
+        if len(line.points) == 1 or (line.dots and len(line.points) <= MAX_DOTS):
+            parts += [_dot(axes, line, *point) for point in line.points]
+    latest = number(lines[0].points[-1][1]) if len(lines) == 1 else ""
+    legend = [(line.name, line.colour) for line in lines] if len(lines) > 1 else []
+    return _figure(title, note, latest, legend, parts)
+
+
+def area_chart(title: str, lines: Sequence[Line], note: str = "") -> str:
+    """Lines stacked upon each other (all at the same iterations, values >= 0), or "" if there are none."""
+    lines = [_clean(line, i) for i, line in enumerate(lines)]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return ""
+    xs = [x for x, _ in lines[0].points]
+    base = [0.0] * len(xs)
+    layers = []
+    for line in lines:
+        top = [b + y for b, (_, y) in zip(base, line.points, strict=True)]
+        layers.append((line, base, top))
+        base = top
+    axes = _axes(xs, base, zero=True)
+    if len(xs) == 1:  # an area needs a width
+        xs, layers = [axes.x0, axes.x1], [(line, low * 2, high * 2) for line, low, high in layers]
+    parts = [
+        f'<polygon class="area c{line.colour}" points="'
+        f'{axes.path([*zip(xs, low, strict=True), *list(zip(xs, high, strict=True))[::-1]])}"/>'
+        for line, low, high in layers
+    ]
+    return _figure(title, note, "", [(line.name, line.colour) for line in lines], [*parts, _grid(axes)])
+
+
+def share_bar(shares: Sequence[tuple[str, float, int]]) -> str:
+    """One bar divided by shares, with a legend. shares: (label, any positive number, colour)."""
+    total = sum(value for _, value, _ in shares)
+    blocks = "".join(f'<i class="k{c}" style="width:{100 * value / total:.2f}%"></i>' for _, value, c in shares)
+    return f'<div class="bar">{blocks}</div>{_legend([(name, colour) for name, _, colour in shares])}'
+
+
+def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` points: neighbours are averaged, the last point stays as it is."""
+    points = [(x, y) for x, y in points if finite(x) and finite(y)]
+    step = math.ceil((len(points) - 1) / (limit - 1)) if len(points) > limit else 1
+    if step == 1:
+        return points
+    blocks = [points[i : i + step] for i in range(0, len(points) - 1, step)]
+    return [tuple(math.fsum(axis) / len(block) for axis in zip(*block, strict=True)) for block in blocks] + [points[-1]]
+
+
+def ticks(low: float, high: float, num: int) -> list[float]:
+    """About `num` round numbers (1, 2, 2.5 or 5 times a power of ten apart) between low and high."""
+    raw = (high - low) / max(num, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _clean(line: Line, position: int) -> Line:
+    colour = (position if line.colour < 0 else line.colour) % NUM_COLOURS
+    return line._replace(points=thin(line.points), colour=colour)
+
+
+def _axes(xs: Sequence[float], ys: Sequence[float], zero: bool) -> _Axes:
+    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+    if x0 == x1:
+        x0, x1 = x0 - 1, x1 + 1
+    margin = 0.06 * (y1 - y0)
+    if margin < 1e-9 * max(abs(y0), abs(y1), 1e-6):  # a flat line: give it some room on its own scale
+        margin = 0.1 * abs(y1) or 1.0
+    return _Axes(x0, x1, 0.0 if zero and y0 >= 0 else y0 - margin, y1 + margin)
+
+
+def _grid(axes: _Axes) -> str:
+    marks = ticks(axes.y0, axes.y1, 4)
+    digits = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9)) if len(marks) > 1 else 2
+    if len(marks) > 1 and round((marks[1] - marks[0]) * 10**digits, 6) % 1:
+        digits += 1  # a step of 2.5
+    parts = []
+    for value in marks:
+        y = axes.y(value)
+        text = f"{value:,.{digits}f}" if digits <= 4 else f"{value:.3g}".replace("e-0", "e-")
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="y" x="{LEFT - 6}" y="{y + 3.5:.1f}">{text if value else "0"}</text>')
+    whole = [value for value in ticks(axes.x0, axes.x1, 5) if value == int(value)]
+    for value in whole:
+        parts.append(f'<text class="x" x="{axes.x(value):.1f}" y="{HEIGHT - 6}">{int(value)}</text>')
+    return f'<g class="grid">{"".join(parts)}</g>'
+
+
+def _dot(axes: _Axes, line: Line, x: float, y: float) -> str:
+    words = f"{escape(line.name)}, iteration {x:g}: {number(y)}"
+    at = f'cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}"'
+    return f'<circle class="c{line.colour}" {at} r="3"><title>{words}</title></circle>'
+
+
+def _legend(entries: Sequence[tuple[str, int]]) -> str:
+    keys = "".join(f'<span><i class="k{colour}"></i>{escape(name)}</span>' for name, colour in entries)
+    return f'<div class="legend">{keys}</div>' if keys else ""
+
+
+def _figure(title: str, note: str, latest: str, legend: Sequence[tuple[str, int]], parts: Sequence[str]) -> str:
+    small = f" <small>{escape(note)}</small>" if note else ""
+    value = f"<b>{escape(latest)}</b>" if latest else ""
+    return (
+        f"<figure><figcaption><span>{escape(title)}{small}</span>{value}</figcaption>{_legend(legend)}"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
+    )

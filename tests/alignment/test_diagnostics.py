@@ -1,0 +1,276 @@
+"""Diagnostics: every finding fires on a log that was planted to show it and stays silent on a healthy one."""
+
+import math
+import random
+
+import pytest
+
+from alignment.diagnostics import diagnose
+
+CONFIG = {
+    "iterations": 12,
+    "rewards": {"motion": {"use": "sprite", "options": {"lr": 7}}},
+    "algorithm": {"name": "grpo", "clip": 1e-3, "group_size": 8},
+    "optimizer": {"lr": 1e-3, "max_grad_norm": 1.0},
+}
+NUM = 40
+
+
+def healthy_metrics() -> list[dict]:
+    draw = random.Random(0)
+    return [
+        {
+            "iteration": i,
+            "reward/mean": 0.5 + 0.02 * i,
+            "reward/std": 0.2,
+            "reward/invalid": 0,
+            "ratio/first_deviation": 0.0,
+            "ratio/max_deviation": 5e-4,
+            "clip_fraction": 0.1,
+            "clip_fraction/before_update": 0.0,
+            "kl": None,
+            "loss": draw.gauss(0, 0.01),
+            "grad_norm": draw.uniform(0.5, 1.5),
+            "groups/zero_spread": 0.05,
+            "gradient_share/step_0": 0.6,
+            "gradient_share/step_1": 0.4,
+            "image/brightness": 0.4,
+            "drift/weights": 0.01 * i,
+            "time/rollout": 2.0,
+            "time/decode": 0.3,
+            "time/reward": 0.2,
+            "time/update": 3.0,
+            "time/iteration": 5.6,
+        }
+        for i in range(1, 13)
+    ]
+
+
+def scores(iteration: int, motion: list, valid: list | None = None, **more) -> dict:
+    """An evaluation that trains on motion; more: `shape=[...]` is a held-out reward, `image_motion=...` a statistic."""
+    values = {"reward/mean": motion, "reward/motion": motion}
+    if valid is not None:
+        values["reward/motion/valid"] = valid
+    held_out = []
+    for name, column in more.items():
+        kind, _, rest = name.partition("_")
+        if kind in ("image", "dim"):
+            values[f"image/{rest}" if kind == "image" else f"reward/motion/{rest}"] = column
+        else:
+            values[f"reward/{name}"] = column
+            held_out.append(name)
+    prompts = [f"prompt {i}" for i in range(len(motion))]
+    return {
+        "iteration": iteration,
+        "prompts": prompts,
+        "seeds": list(range(len(motion))),
+        "values": values,
+        "trained": {"motion": 1.0},
+        "held_out": held_out,
+        "videos": [],
+    }
+
+
+def noisy(mean: float, seed: int, num: int = NUM, spread: float = 0.05) -> list[float]:
+    draw = random.Random(seed)
+    return [mean + draw.gauss(0, spread) for _ in range(num)]
+
+
+def healthy_evaluations() -> list[dict]:
+    one = [1.0] * NUM
+    return [
+        scores(0, noisy(0.5, 1), one, shape=noisy(0.9, 2), dim_area=noisy(110, 3), image_brightness=noisy(0.4, 4)),
+        scores(12, noisy(0.7, 5), one, shape=noisy(0.9, 6), dim_area=noisy(115, 7), image_brightness=noisy(0.42, 8)),
+    ]
+
+
+def titles(findings, *levels) -> set[str]:
+    return {finding.title for finding in findings if not levels or finding.level in levels}
+
+
+def level_of(findings, title: str) -> str:
+    (found,) = [finding for finding in findings if finding.title == title]
+    return found.level
+
+
+def test_healthy_run_has_only_good_findings():
+    findings = diagnose(healthy_metrics(), healthy_evaluations(), CONFIG)
+    assert titles(findings) == {
+        "On-policy check passed",
+        "The reward rose",
+        "No held-out reward fell",
+        "The gain is quality",
+    }
+    assert {finding.level for finding in findings} == {"good"}
+    assert any("exactly 1 in all 12 iterations" in finding.text for finding in findings)
+
+
+def test_empty_logs_have_no_findings():
+    assert diagnose([], []) == []
+    assert diagnose([{"iteration": 1}], []) == []
+    assert diagnose([{"iteration": 1, "reward/mean": None, "loss": math.nan}], []) == []
+
+
+PLANTED = [
+    ("The first ratio is not 1", "alarm", {"ratio/first_deviation": 0.2}, "0.200"),
+    ("The first ratio drifts", "warning", {"ratio/first_deviation": 5e-4}, "`algorithm.clip` (now 0.001)"),
+    ("The first ratio drifts a little", "note", {"ratio/first_deviation": 1e-4}, "0.0001"),
+    ("Clipped before any update", "warning", {"clip_fraction/before_update": 0.05}, "5%"),
+    ("Clipped before any update", "alarm", {"clip_fraction/before_update": 0.5}, "50%"),
+    ("Most updates are clipped", "warning", {"clip_fraction": 0.7}, "`optimizer.lr` (now 0.001)"),
+    ("The reward is dead", "alarm", {"reward/std": 0.0}, "12 of 12"),
+    ("Groups without spread", "warning", {"groups/zero_spread": 0.5}, "`algorithm.group_size` (now 8)"),
+    ("Groups without spread", "alarm", {"groups/zero_spread": 1.0}, "100%"),
+    ("Rewards were missing", "alarm", {"reward/invalid": 2}, "24 samples in 12 of 12"),
+    ("The weights did not move", "alarm", {"drift/weights": 0.0}, "target names"),
+    ("Far from the start", "warning", {"drift/weights": 2.0}, "2.00 times"),
+    ("Slow phase: decode", "note", {"time/decode": 20.0, "time/iteration": 25.2}, "79%"),
+    ("Slow phase: reward", "note", {"time/reward": 20.0, "time/iteration": 25.3}, "another process"),
+    ("Slow phase: other", "note", {"time/iteration": 50.0}, "89%"),
+    (
+        "One denoising step dominates",
+        "warning",
+        {"gradient_share/step_0": 0.95, "gradient_share/step_1": 0.05},
+        "Step 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("title", "level", "values", "words"), PLANTED, ids=lambda value: str(value)[:40])
+def test_planted_in_every_iteration(title, level, values, words):
+    metrics = [line | values for line in healthy_metrics()]
+    findings = diagnose(metrics, healthy_evaluations(), CONFIG)
+    assert level_of(findings, title) == level
+    assert titles(findings, "alarm", "warning", "note") == {title}
+    assert words in next(finding.text for finding in findings if finding.title == title)
+
+
+@pytest.mark.parametrize(
+    ("title", "level", "values", "words"),
+    [
+        ("Gradient spikes", "warning", {"grad_norm": 40.0}, "40.0 at iteration 6"),
+        ("Rewards were missing", "warning", {"reward/invalid": 3}, "3 samples in 1 of 12"),
+        ("loss was not finite", "alarm", {"loss": math.nan}, "1 of 12"),
+        ("grad_norm was not finite", "alarm", {"grad_norm": None}, "1 of 12"),
+    ],
+)
+def test_planted_in_one_iteration(title, level, values, words):
+    metrics = healthy_metrics()
+    metrics[5] |= values
+    findings = diagnose(metrics, healthy_evaluations(), CONFIG)
+    assert level_of(findings, title) == level
+    assert titles(findings, "alarm", "warning", "note") == {title}
+    assert words in next(finding.text for finding in findings if finding.title == title)
+
+
+def test_sliding_windows_dominate_no_step():
+    """One trained step an iteration has all of the gradient, rightly."""
+    metrics = healthy_metrics()
+    for i, line in enumerate(metrics):
+        del line["gradient_share/step_1"]
+        line["gradient_share/step_0"] = None
+        line[f"gradient_share/step_{i}"] = 1.0
+    assert "One denoising step dominates" not in titles(diagnose(metrics, healthy_evaluations(), CONFIG))
+
+
+def test_stopped_run_is_named():
+    findings = diagnose(healthy_metrics()[:7], healthy_evaluations(), CONFIG)
+    assert level_of(findings, "Not finished") == "note"
+
+
+def test_settings_are_described_without_a_recipe():
+    findings = diagnose([line | {"clip_fraction": 0.9} for line in healthy_metrics()], [])
+    assert any("the learning rate" in finding.text for finding in findings)
+
+
+def planted_evaluations(after: dict, before: dict | None = None) -> list[dict]:
+    pair = healthy_evaluations()
+    for evaluation, values in zip(pair, (before or {}, after), strict=True):
+        evaluation["values"] |= values
+    return pair
+
+
+def both(values: list) -> dict:
+    return {"reward/mean": values, "reward/motion": values}
+
+
+HALF = [1.0, 0.0] * (NUM // 2)
+EVALUATED = [
+    ("Reward hacking", "alarm", {"reward/shape": noisy(0.7, 9)}, {}),
+    ("No significant gain", "warning", both(noisy(0.5, 10)), {}),
+    ("The reward fell", "alarm", both(noisy(0.3, 10)), {}),
+    ("The pictures changed", "warning", {"image/brightness": noisy(0.6, 10)}, {}),
+    ("The area changed", "warning", {"reward/motion/area": noisy(150, 10)}, {}),
+    ("A reward is saturated", "note", both([1.0] * NUM), {}),
+    ("A reward was saturated from the start", "warning", both([1.0] * NUM), both([1.0] * (NUM - 1) + [0.0])),
+    ("A reward is dead", "alarm", both([0.5] * NUM), both([0.5] * NUM)),
+]
+
+
+@pytest.mark.parametrize(("title", "level", "after", "before"), EVALUATED, ids=[row[0] for row in EVALUATED])
+def test_planted_in_the_evaluations(title, level, after, before):
+    findings = diagnose(healthy_metrics(), planted_evaluations(after, before), CONFIG)
+    assert level_of(findings, title) == level
+    assert titles(findings, "alarm", "warning", "note") - {"No significant gain"} <= {title}
+
+
+def test_falling_validity_and_falling_watch():
+    lost = [v * r for v, r in zip(HALF, noisy(0.5, 10), strict=True)]
+    after = both(lost) | {"reward/motion/valid": HALF, "reward/shape": noisy(0.7, 9)}
+    findings = diagnose(healthy_metrics(), planted_evaluations(after), CONFIG)
+    assert titles(findings, "alarm") == {"The reward fell"}
+    assert titles(findings, "warning") == {"Fewer valid clips", "A held-out reward fell"}
+
+
+def test_gain_of_validity_only():
+    weak = both([v * r for v, r in zip(HALF, noisy(0.7, 10), strict=True)]) | {"reward/motion/valid": HALF}
+    findings = diagnose(healthy_metrics(), planted_evaluations({}, weak), CONFIG)
+    assert titles(findings, "warning") == {"The gain is mostly validity"}
+    assert "50% to 100%" in next(f.text for f in findings if f.title == "The gain is mostly validity")
+    assert "The gain is quality" not in titles(findings)
+
+
+def test_gain_that_valid_clips_do_not_show():
+    """Invalid clips score 0.1 before, so nothing splits; the valid ones gain nothing."""
+    base = noisy(0.7, 5)
+    weak = [r if v else 0.1 for v, r in zip(HALF, base, strict=True)]
+    findings = diagnose([], planted_evaluations({}, both(weak) | {"reward/motion/valid": HALF}), CONFIG)
+    assert "No gain on valid clips" in titles(findings, "warning")
+
+
+def test_peak_is_found_between_first_and_last():
+    first, last = healthy_evaluations()
+    middle = scores(6, noisy(0.9, 11), [1.0] * NUM, shape=noisy(0.9, 12))
+    findings = diagnose(healthy_metrics(), [first, middle, last], CONFIG)
+    assert titles(findings, "warning") == {"Past the peak"}
+    assert "Since iteration 6 the trained reward" in next(f.text for f in findings if f.title == "Past the peak")
+
+
+def test_other_prompts_are_not_compared():
+    first, last = healthy_evaluations()
+    last["seeds"] = last["seeds"][::-1]
+    findings = diagnose(healthy_metrics(), [first, last], CONFIG)
+    assert titles(findings, "alarm", "warning", "note") == {"Evaluations cannot be compared"}
+
+
+def test_missing_watch_is_noted():
+    pair = healthy_evaluations()
+    for evaluation in pair:
+        evaluation["held_out"] = []
+    assert titles(diagnose(healthy_metrics(), pair, CONFIG), "note") == {"No watch on reward hacking"}
+
+
+def test_pictures_are_watched_without_evaluations():
+    metrics = healthy_metrics()
+    for line in metrics[8:]:
+        line["image/brightness"] = 0.7
+    findings = diagnose(metrics, [], CONFIG)
+    assert titles(findings, "warning") == {"The pictures changed"}
+    assert "brightness 0.400 to 0.700" in findings[0].text
+
+
+def test_worst_comes_first():
+    metrics = [line | {"clip_fraction": 0.9, "drift/weights": 0.0} for line in healthy_metrics()]
+    levels = [finding.level for finding in diagnose(metrics, healthy_evaluations(), CONFIG)]
+    assert levels == sorted(levels, key=("alarm", "warning", "note", "good").index)
+    assert levels[0] == "alarm"

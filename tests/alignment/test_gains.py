@@ -1,0 +1,132 @@
+"""Gains: paired statistics and the split of a gain by validity, against hand arithmetic."""
+
+import math
+import random
+
+import pytest
+
+from alignment.gains import compare, decompose, first_and_last, number, paired, percent, summary
+
+
+def scores(
+    iteration: int, motion: list, valid: list | None = None, area: list | None = None, shape: list | None = None
+):
+    """An evaluation that trains on motion and holds out shape."""
+    values = {"reward/mean": motion, "reward/motion": motion, "reward/motion/valid": valid, "reward/motion/area": area}
+    return {
+        "iteration": iteration,
+        "prompts": [f"prompt {i}" for i in range(len(motion))],
+        "seeds": list(range(len(motion))),
+        "values": {key: column for key, column in (values | {"reward/shape": shape}).items() if column is not None},
+        "trained": {"motion": 1.0},
+        "held_out": ["shape"],
+    }
+
+
+def test_paired_by_hand():
+    """Changes 1, 2, 3: mean 2, variance 1, standard error 1 / sqrt 3, z 2 sqrt 3."""
+    change = paired([1, 2, 3, None, 5], [2, 4, 6, 9, math.nan])
+    assert change[:3] == (2, 4, 2)
+    assert change.stderr == pytest.approx(1 / math.sqrt(3))
+    assert change.z == pytest.approx(2 * math.sqrt(3))
+    assert change.num == 3
+
+
+def test_paired_removes_the_spread_between_prompts():
+    """Changes 0.9 and 1.1: standard error 0.1 although the prompts are 100 apart."""
+    assert paired([0, 100], [0.9, 101.1]).stderr == pytest.approx(0.1)
+
+
+def test_paired_edges():
+    assert paired([1, 2], [1, 2])[2:] == (0, 0, 0, 2)
+    assert paired([1, 2], [2, 3]).z == math.inf
+    assert paired([2, 3], [1, 2]).z == -math.inf
+    single, none = paired([1], [2]), paired([None], [1])
+    assert single.change == 1
+    assert math.isnan(single.stderr)
+    assert math.isnan(single.z)
+    assert none.num == 0
+    assert math.isnan(none.change)
+    with pytest.raises(ValueError, match="equal lengths"):
+        paired([1], [1, 2])
+
+
+def test_decomposition_by_hand():
+    """P .5 -> .75, E .4 -> .6: the mean goes .2 -> .45; validity .25 * .5 = .125, quality .625 * .2 = .125.
+
+    Valid both times are the first two prompts: .2 -> .6 and .6 -> .8, so +.3 +- .1.
+    """
+    before = scores(0, [0.2, 0.6, 0, 0], [1, 1, 0, 0], area=[10, 30, 0, 0])
+    after = scores(1, [0.6, 0.8, 0.4, 0], [1, 1, 1, 0], area=[20, 30, 99, 0])
+    gain = decompose(before, after, "motion")
+    assert gain.total.change == pytest.approx(0.25)
+    assert (gain.validity.before, gain.validity.after) == (0.5, 0.75)
+    assert (gain.given_valid_before, gain.given_valid_after) == pytest.approx((0.4, 0.6))
+    assert gain.from_validity == pytest.approx(0.125)
+    assert gain.from_quality == pytest.approx(0.125)
+    assert gain.both_valid.change == pytest.approx(0.3)
+    assert gain.both_valid.stderr == pytest.approx(0.1)
+    assert gain.both_valid.z == pytest.approx(3)
+    assert gain.area_ratio == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_decomposition_is_an_identity(seed):
+    """Also with missing values, with no valid clip on one side, and with none at all."""
+    draw = random.Random(seed)
+    pair = []
+    for share in (draw.choice([0, 0.3, 0.8, 1]), draw.choice([0, 0.5, 1])):
+        valid = [float(draw.random() < share) for _ in range(30)]
+        reward = [v * draw.gauss(1, 1) for v in valid]
+        pair.append(scores(seed, [None if draw.random() < 0.1 else r for r in reward], valid))
+    gain = decompose(*pair, "motion")
+    assert gain.from_validity + gain.from_quality == pytest.approx(gain.total.change, abs=1e-12)
+
+
+def test_no_split_where_invalid_clips_score():
+    gain = decompose(scores(0, [0.5, 0.3], [1, 0]), scores(1, [0.6, 0.2], [1, 0]), "motion")
+    assert gain.from_validity is None
+    assert gain.from_quality is None
+    assert gain.both_valid.change == pytest.approx(0.1)
+
+
+def test_decompose_needs_validity():
+    assert decompose(scores(0, [0.5]), scores(1, [0.6]), "motion") is None
+    assert decompose(scores(0, [None], [1]), scores(1, [0.6], [1]), "motion") is None
+
+
+def test_only_the_same_prompts_are_compared():
+    before, after = scores(0, [1, 2]), scores(1, [2, 3])
+    assert first_and_last([before, after])
+    assert first_and_last([before]) is None
+    after["seeds"] = [7, 8]
+    assert first_and_last([before, after]) is None
+    with pytest.raises(ValueError, match="different prompts or seeds"):
+        compare(before, after)
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [(0.27, True, "+0.270"), (0, True, "0"), (1234.5, False, "1,234"), (-1.5, True, "-1.50"), (0.0015, False, "0.0015")]
+    + [(1e-5, False, "1e-05"), (math.nan, False, "n/a"), (None, False, "n/a"), (-math.inf, False, "-inf")],
+)
+def test_numbers_for_reading(value, signed, text):
+    assert number(value, signed) == text
+
+
+def test_summary_in_words():
+    one = [1.0, 1.0, 1.0]
+    pair = scores(0, [0.1, 0.2, 0.3], one, shape=[1, 1, 0]), scores(5, [0.2, 0.4, 0.6], one, shape=[1, 1, 1])
+    words = " ".join(summary(pair))
+    assert "Over 3 evaluation prompts" in words
+    assert "the trained reward rose from 0.200 to 0.400: +0.200 +- 0.058 (z 3.5)" in words
+    assert "its whole change is quality" in words
+    assert "Held out, never trained on: shape 0.667 to 1.00, +0.333 +- 0.333 (z 1.0)" in words
+    grown = [scores(0, [0.2, 0.6, 0, 0], [1, 1, 0, 0]), scores(1, [0.6, 0.8, 0.4, 0], [1, 1, 1, 0])]
+    words = " ".join(summary(grown))
+    assert "50% before, 75% after" in words
+    assert "+0.125 comes from more or fewer valid clips and +0.125 from the quality" in words
+    assert "On the 2 prompts valid both times: +0.300 +- 0.100 (z 3.0)" in words
+    assert "no gain can be stated" in summary([])[0]
+    assert "within the noise" in summary([scores(0, [1, 2, 3]), scores(1, [2, 1, 3])])[0]
+    assert percent(0.996) == "99.6%"

@@ -1,0 +1,327 @@
+"""The run report: made from a run as training leaves it, and from what a crash leaves of one."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from alignment.report import load_run, write_report
+from alignment.report.videos import MAX_PAIRS, video_width
+
+CONFIG = """\
+name: tiny-motion
+seed: 0
+iterations: 24
+model:
+  path: examples/tiny_world/model
+rewards:
+  motion: {use: sprite_motion, weight: 1.0}
+  shape: {use: sprite_shape, weight: 0.0}
+algorithm:
+  name: dance_grpo
+  clip: 0.001
+  group_size: 8
+optimizer:
+  lr: 0.001
+  max_grad_norm: 1.0
+versions:
+  reelign: 0.1.0
+  torch: 2.9.0
+  device: cpu
+"""
+VOID = {"meta", "br", "link", "img"}  # SVG closes its own
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order; collects tags, attributes and text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def make_metrics(num: int) -> list[dict]:
+    """Lines as a healthy GRPO run on the tiny world logs them."""
+    draw = random.Random(0)
+    lines = []
+    for i in range(1, num + 1):
+        p = i / num
+        reward = 0.53 + 0.27 * (1 - math.exp(-3 * p)) + draw.gauss(0, 0.02)
+        typical = {"rollout": 1.1, "decode": 0.2, "reward": 0.15, "update": 1.5}
+        phases = {name: seconds * draw.uniform(0.9, 1.2) for name, seconds in typical.items()}
+        share = draw.uniform(0.4, 0.6)
+        lines.append(
+            {
+                "iteration": i,
+                "reward/mean": reward,
+                "reward/std": 0.2 - 0.08 * p,
+                "reward/motion": reward,
+                "reward/motion/valid": 1.0,
+                "reward/motion/area": 110 + 4 * p,
+                "reward/shape": 1.0 - draw.uniform(0, 0.02),
+                "advantage/std": 0.98,
+                "ratio/mean": 1.0,
+                "ratio/max_deviation": draw.uniform(1e-4, 8e-4),
+                "ratio/first_deviation": 0.0,
+                "clip_fraction": draw.uniform(0.02, 0.12),
+                "clip_fraction/before_update": 0.0,
+                "kl": None,
+                "loss": draw.gauss(0, 0.01),
+                "grad_norm": draw.uniform(0.2, 0.6),
+                "lr": 1e-3 * min(1, 2 - 2 * p),
+                "nfe": 384,
+                **{f"time/{name}": seconds for name, seconds in phases.items()},
+                "time/iteration": sum(phases.values()) + 0.1,
+                "samples_per_second": 48 / sum(phases.values()),
+                "groups/zero_spread": 0.0,
+                "reward/invalid": 0,
+                "gradient_share/step_0": share,
+                "gradient_share/step_1": 1 - share,
+                "image/edge_density": 0.11 + draw.gauss(0, 0.003),
+                "image/colour_entropy": 1.9 + draw.gauss(0, 0.03),
+                "image/brightness": 0.41 + draw.gauss(0, 0.01),
+                "image/motion": 0.03 * (1 + 0.2 * p) + draw.gauss(0, 0.0005),
+                "drift/weights": 0.2 * p,
+            }
+        )
+    return lines
+
+
+def make_scores(iteration: int, gain: float, prompts: list[str], videos: int) -> dict:
+    draw = random.Random(1)
+    noise = random.Random(iteration)
+    num = len(prompts)
+    motion = [min(1.0, max(0.01, draw.gauss(0.53, 0.18) + gain + noise.gauss(0, 0.08))) for _ in range(num)]
+    return {
+        "iteration": iteration,
+        "prompts": prompts,
+        "seeds": list(range(num)),
+        "values": {
+            "reward/mean": motion,
+            "reward/motion": motion,
+            "reward/motion/valid": [1.0] * num,
+            "reward/motion/area": [110 + 10 * gain + noise.gauss(0, 6) for _ in range(num)],
+            "reward/motion/speed": [0.94 + 1.6 * gain + noise.gauss(0, 0.1) for _ in range(num)],
+            "reward/shape": [1.0 - 0.1 * (noise.random() < 0.05) for _ in range(num)],
+            "image/brightness": [0.4 + noise.gauss(0, 0.02) for _ in range(num)],
+        },
+        "trained": {"motion": 1.0},
+        "held_out": ["shape"],
+        "videos": [f"{i:02d}.mp4" for i in range(videos)],
+    }
+
+
+def make_clip(path, speed: float, colour) -> None:
+    frames = np.full((9, 32, 32, 3), 128, np.uint8)
+    y, x = np.mgrid[:32, :32]
+    for t in range(9):
+        frames[t][(x - 9 - speed * t) ** 2 + (y - 16) ** 2 < 36] = colour
+    iio.imwrite(path, frames, plugin="FFMPEG", fps=8, codec="libx264", macro_block_size=1)
+
+
+PROMPTS = ["a red circle moving right on a gray background", '<script>alert("x")</script> & a blue circle'] + [
+    f"a circle moving right, number {i}" for i in range(30)
+]
+
+
+def make_run(folder, iterations: int = 24, evaluations=((0, 0.0), (12, 0.2), (24, 0.27)), videos: int = 2):
+    (folder / "config.yaml").write_text(CONFIG)
+    lines = [json.dumps(line) for line in make_metrics(iterations)]
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    for iteration, gain in evaluations:
+        place = folder / "samples" / f"{iteration:06d}"
+        place.mkdir(parents=True)
+        (place / "scores.json").write_text(json.dumps(make_scores(iteration, gain, PROMPTS, videos)))
+        for i in range(min(videos, 2)):
+            make_clip(place / f"{i:02d}.mp4", 0.9 + 2 * gain, [(220, 40, 40), (40, 60, 230)][i])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def parsed(text):
+    return Page(text)
+
+
+def test_page_is_well_formed_and_alone(text, parsed):
+    assert text.startswith("<!DOCTYPE html>")
+    assert "http://" not in text
+    assert "https://" not in text
+    references = [attrs[key] for _, attrs in parsed.tags for key in ("src", "href") if key in attrs]
+    assert references
+    assert all(reference.startswith("data:video/mp4;base64,") for reference in references)
+    assert not {"link", "script", "iframe", "img"} & {tag for tag, _ in parsed.tags}
+    assert "url(" not in text
+
+
+def test_prompts_are_escaped(text):
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; a blue circle" in text
+
+
+def test_videos_are_embedded_in_pairs(run, parsed):
+    videos = parsed.all("video")
+    assert len(videos) == 4
+    assert all({"autoplay", "loop", "muted", "playsinline"} <= set(video) for video in videos)
+    assert all(video["class"] == "tiny" for video in videos)
+    assert len({video["src"] for video in videos}) == 4
+    assert video_width((run / "samples/000000/00.mp4").read_bytes()) == 32
+    assert "The first 2 of 32 evaluation prompts, not selected" in parsed.text
+
+
+def test_numbers_of_the_page_are_those_of_the_logs(run, parsed):
+    before, _, after = load_run(run).evaluations
+    mean = [np.mean(e["values"]["reward/motion"]) for e in (before, after)]
+    assert f"{mean[0]:.3f} to {mean[1]:.3f}" in parsed.text
+    assert f"+{mean[1] - mean[0]:.3f}" in parsed.text
+    assert "9,216 function evaluations, 384 an iteration" in parsed.text
+    assert "dance_grpo on examples/tiny_world/model trained for motion, seed 0" in parsed.text
+    assert "Every clip was valid for motion" in parsed.text
+    assert "Held out: shape" in parsed.text
+    assert "torch" in parsed.text
+
+
+def test_page_of_a_healthy_run_has_no_warning(parsed):
+    marks = [attrs["class"] for attrs in parsed.all("span") if attrs.get("class", "").startswith("mark")]
+    assert marks
+    assert set(marks) <= {"mark good", "mark note"}
+
+
+def test_curves_are_drawn(parsed):
+    titles = [attrs["aria-label"] for attrs in parsed.all("svg")]
+    for title in (
+        "Trained reward",
+        "shape",
+        "Ratio",
+        "Gradient norm",
+        "Gradient share",
+        "Pictures",
+        "Seconds an iteration",
+    ):
+        assert title in titles
+    assert "KL to the reference" not in titles  # logged as null
+    assert "motion" not in titles  # the only trained reward is the mean
+    numbers = " ".join(v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("points", "cx", "cy"))
+    assert "nan" not in numbers
+    assert "inf" not in numbers
+
+
+def test_truncated_logs_leave_the_rest(tmp_path):
+    run = make_run(tmp_path, iterations=5, evaluations=((0, 0.0), (4, 0.2)))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 6, "reward/mean": 0.')
+    (run / "samples/000004/scores.json").write_text('{"iteration": 4, "values": {"rewa')
+    loaded = load_run(run)
+    assert len(loaded.metrics) == 5
+    assert len(loaded.evaluations) == 1
+    page = Page(write_report(run).read_text())
+    assert "line 6 of metrics.jsonl" in page.text
+    assert len(page.all("video")) == 2  # of the one evaluation
+
+
+def test_a_resumed_run_counts_each_iteration_once(tmp_path):
+    lines = [{"iteration": i, "reward/mean": r} for i, r in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25), (3, 0.35))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [line["reward/mean"] for line in load_run(tmp_path).metrics] == [0.1, 0.25, 0.35]
+
+
+@pytest.mark.parametrize("left", [("config.yaml",), ("metrics.jsonl",), ("config.yaml", "metrics.jsonl"), ("samples",)])
+def test_parts_of_a_run_still_make_a_page(tmp_path, run, left):
+    for name in left:
+        if name == "samples":
+            (tmp_path / name / "000000").mkdir(parents=True)
+            (tmp_path / name / "000000/scores.json").write_bytes((run / name / "000000/scores.json").read_bytes())
+        else:
+            (tmp_path / name).write_bytes((run / name).read_bytes())
+    page = Page(write_report(tmp_path).read_text())
+    assert page.all("h1")
+    if left == ("samples",):
+        assert "000000/00.mp4 is missing" in page.text
+        assert not page.all("video")
+
+
+def test_empty_logs_make_a_page(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert "Nothing has been logged yet" in Page(write_report(tmp_path).read_text()).text
+
+
+def test_broken_config_is_shown_as_it_is(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: [unclosed <b>")
+    page = Page(write_report(tmp_path).read_text())
+    assert "name: [unclosed <b>" in page.text
+    assert "config.yaml (" in page.text
+
+
+def test_number_of_embedded_videos_is_bounded(tmp_path):
+    run = make_run(tmp_path, iterations=1, evaluations=((0, 0.0), (1, 0.1)), videos=MAX_PAIRS + 3)
+    page = Page(write_report(run).read_text())
+    assert len([attrs for attrs in page.all("div") if attrs.get("class") == "pair"]) == MAX_PAIRS
+    assert "3 more in samples/000001/ of the run folder" in page.text
+
+
+def test_videos_outside_the_run_are_not_read(tmp_path):
+    (tmp_path / "run").mkdir()
+    run = make_run(tmp_path / "run", 1, ((0, 0.0),), videos=1)
+    scores = json.loads((run / "samples/000000/scores.json").read_text())
+    (tmp_path / "secret.mp4").write_bytes(b"secret")
+    (run / "samples/000000/scores.json").write_text(json.dumps(scores | {"videos": ["../../../secret.mp4"]}))
+    assert not Page(write_report(run).read_text()).all("video")
+
+
+def test_write_leaves_one_file_and_replaces_it(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "report.html").write_text("old")
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    assert "old" not in path.read_text()[:20]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "report.html"]
+
+
+def test_command(tmp_path, run):
+    def command(*arguments):
+        return subprocess.run([sys.executable, "-m", "alignment.report", *arguments], capture_output=True, text=True)
+
+    done = command(str(run))
+    assert done.returncode == 0
+    assert done.stdout.strip() == str(run / "report.html")
+    failed = command(str(tmp_path))
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ")
+    assert failed.stderr.count("\n") == 1
+    assert command().returncode == 2
