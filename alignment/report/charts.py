@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..gains import finite, number
 
 WIDTH, HEIGHT = 360, 184  # of the drawing, in its own units; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 8, 22  # room around the plot for the axis labels
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 22  # room around the plot for the axis labels
 MAX_POINTS = 240  # longer lines are averaged down, so that a long run's page stays small
 MAX_DOTS = 30  # more evaluations are drawn as a plain line
 NUM_COLOURS = 6

@@ -30,8 +30,8 @@ def reward_curves(metrics: Metrics, evaluations: Evaluations, held_out: Sequence
 
 def dimension_curves(metrics: Metrics, evaluations: Evaluations) -> str:
     """Charts of the rewards' single dimensions (HTML)."""
-    keys = {key.removeprefix("reward/"): None for line in metrics for key in line if key.count("/") == 2}
-    keys |= {key.removeprefix("reward/"): None for e in evaluations for key in e["values"] if key.count("/") == 2}
+    found = [key for line in [*metrics, *(e["values"] for e in evaluations)] for key in line]
+    keys = {key.removeprefix("reward/"): None for key in found if key.startswith("reward/") and key.count("/") == 2}
     return _grid(
         _reward_chart(metrics, evaluations, key, key.replace("/", ": ")) for key in list(keys)[:MAX_DIMENSIONS]
     )

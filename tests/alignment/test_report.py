@@ -206,3 +206,27 @@ def test_command(tmp_path, run):
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
     assert command().returncode == 2
+
+
+def test_evaluation_means_in_the_metrics_are_no_reward_dimensions(tmp_path):
+    line = {
+        "iteration": 1,
+        "reward/mean": 0.5,
+        "reward/motion/area": 1.0,
+        "eval/reward/mean": 0.4,
+        "eval/image/motion": 1,
+    }
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line))
+    titles = [attrs["aria-label"] for attrs in Page(write_report(tmp_path).read_text()).all("svg")]
+    assert titles == ["Trained reward", "motion: area"]
+
+
+def test_damaged_scores_are_skipped(tmp_path):
+    run = make_run(tmp_path, 1, ((0, 0.0), (1, 0.1)), videos=0)
+    path = run / "samples/000001/scores.json"
+    scores = json.loads(path.read_text())
+    scores["values"]["reward/motion"].pop()
+    path.write_text(json.dumps(scores))
+    loaded = load_run(run)
+    assert [evaluation["iteration"] for evaluation in loaded.evaluations] == [0]
+    assert loaded.unreadable == ["samples/000001/scores.json"]
