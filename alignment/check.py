@@ -1,0 +1,176 @@
+"""Everything about a recipe that can be found wrong before weights are loaded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import math
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+from .config import Recipe
+from .data import read_prompts
+from .errors import UserError
+from .training import evaluation_prompts
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+OURS = ("prompt", "num_inference_steps", "generator", "latents", "output_type", "return_dict")
+
+
+def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
+    """Check files, classes, rewards and combinations; return what there is to say about memory and sizes.
+
+    Raises: UserError for the first thing found wrong.
+    """
+    from rewards import RewardError
+    from rewards import check as check_reward
+    from samplers import KERNELS
+
+    if recipe.sampler.kernel not in KERNELS:
+        raise UserError(f"sampler.kernel: {recipe.sampler.kernel!r} is none of {', '.join(KERNELS)}")
+    algorithm = importlib.import_module(type(recipe.algorithm).__module__)
+    if wrong := algorithm.check(recipe, processes):
+        raise UserError(wrong[0])
+    prompts = read_prompts(recipe.data.prompts)
+    evaluation_prompts(recipe)
+    for name, reward in recipe.rewards.items():
+        try:
+            check_reward(reward.use, **reward.options)
+        except RewardError as error:
+            raise UserError(f"rewards.{name}: {error}") from error
+    pipeline = check_pipeline(recipe)
+    notes = [f"{len(prompts)} prompts, pipeline {pipeline.__name__}"]
+    return notes + memory_estimate(recipe)
+
+
+def check_pipeline(recipe: Recipe) -> type:
+    """The pipeline class; its folder, if it is one, is complete; `call` holds only arguments that it takes."""
+    import diffusers
+
+    path, name = Path(recipe.model.path), recipe.model.pipeline
+    if path.is_dir():
+        name = name or pipeline_folder_class(path)
+    elif looks_local(recipe.model.path):
+        raise UserError(f"model.path: no such folder: {path}")
+    elif name is None:
+        name = "DiffusionPipeline"
+    cls = getattr(diffusers, str(name), None)
+    if not (inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline)):
+        near = difflib.get_close_matches(str(name), [n for n in dir(diffusers) if n.endswith("Pipeline")], 1)
+        raise UserError(f"model.pipeline: diffusers has no {name!r}{'; did you mean ' + near[0] + '?' if near else ''}")
+    if cls is not diffusers.DiffusionPipeline:
+        known = [p for p in inspect.signature(cls.__call__).parameters if p != "self"]
+        for key in recipe.call:
+            if key in OURS:
+                raise UserError(f"call.{key}: is set by the toolkit; remove it")
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise UserError(f"call.{key}: {cls.__name__} takes no such argument; {hint}")
+    return cls
+
+
+def looks_local(path: str) -> bool:
+    """Whether a model path is meant as a folder: hub ids have one slash, and no dots or slashes in front."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).parent.is_dir()
+
+
+def pipeline_folder_class(path: Path) -> str:
+    """Check a diffusers folder: index, components, whole weight files. Returns the pipeline's class name."""
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"model.path: {path} holds no model_index.json; it is not a saved diffusers pipeline")
+    content = _json(index)
+    for name, entry in content.items():
+        if name.startswith("_") or not isinstance(entry, list) or entry[:1] == [None]:
+            continue
+        if not (path / name).is_dir():
+            raise UserError(f"model.path: {path}: component {name} is missing; copy the folder again")
+    for shard_index in path.glob("*/*.safetensors.index.json"):
+        for shard in set(_json(shard_index).get("weight_map", {}).values()):
+            if not (shard_index.parent / shard).is_file():
+                raise UserError(f"model.path: {shard_index.parent / shard} is missing; copy the folder again")
+    for weights in path.glob("*/*.safetensors"):
+        safetensors_header(weights)
+    return str(content.get("_class_name"))
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a weight file, after checking that the file is as long as it says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > size - 8:
+            raise UserError(f"model.path: {path} is cut short ({size} bytes); copy it again")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise UserError(f"model.path: {path} is not a safetensors file") from error
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if size < 8 + length + end:
+        raise UserError(f"model.path: {path} is cut short ({size} of {8 + length + end} bytes); copy it again")
+    return header
+
+
+def memory_estimate(recipe: Recipe) -> list[str]:
+    """Weights and optimiser state in words, from file headers; nothing where the model is not on this machine."""
+    path = Path(recipe.model.path)
+    if not path.is_dir():
+        return [f"{recipe.model.path} is not on this machine: its memory is unknown until it is"]
+    frozen, trained, layers = 0, 0, 0
+    for file in path.glob("*/*.safetensors"):
+        for name, entry in safetensors_header(file).items():
+            if name == "__metadata__":
+                continue
+            numel = math.prod(entry["shape"])
+            is_denoiser = file.parent.name.startswith(("transformer", "unet"))
+            if is_denoiser and recipe.model.trained == "full":
+                trained += numel
+            else:
+                frozen += numel
+            stem = name.removesuffix(".weight")
+            targeted = any(stem.endswith(target) for target in recipe.model.lora.targets)
+            if is_denoiser and recipe.model.trained == "lora" and targeted and len(entry["shape"]) == 2:
+                layers += 1
+                trained += recipe.model.lora.rank * sum(entry["shape"])
+    weights = frozen * BYTES[recipe.model.dtype] + trained * 4
+    state = trained * (4 + 8 + (4 if recipe.ema.decay else 0))
+    where = f" on {layers} layers" if recipe.model.trained == "lora" else ""
+    return [
+        f"trained parameters {trained:,}{where}, frozen {frozen:,}",
+        f"memory for weights {_size(weights)}, for gradients and optimiser {_size(state)}; activations and videos come "
+        "on top (batch.rollout, batch.update and model.gradient_checkpointing bound them)",
+    ]
+
+
+def check_disk(folder: Path, trained: int, recipe: Recipe) -> None:
+    """Enough room for the checkpoints that are kept, one in the making, and 200 MB of samples and metrics."""
+    one = trained * 4 * (3 + (1 if recipe.ema.decay else 0))
+    needed = one * (recipe.checkpoint.keep + 1) + trained * 4 + 200 * 2**20
+    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"output: {folder} has {_size(free)} free and the run may need {_size(needed)}; "
+            "free some, set output to another disk, or lower checkpoint.keep"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.path: {path} is not valid JSON; copy the folder again") from error
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    raise AssertionError

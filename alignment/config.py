@@ -1,0 +1,273 @@
+"""The recipe: one YAML file, checked key by key and type by type against these dataclasses.
+
+Fields that only one algorithm reads live in that algorithm's file (alignment/algorithms/<name>.py, class Config).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from .errors import UserError
+
+
+@dataclass
+class LoRAConfig:
+    rank: int = 16
+    alpha: int = 32
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # module name endings
+
+
+@dataclass
+class ModelConfig:
+    path: str = MISSING  # a folder, or an id on the model hub
+    pipeline: str | None = None  # a diffusers pipeline class; None: what model_index.json says
+    revision: str | None = None
+    variant: str | None = None  # of the weight files, e.g. fp16
+    dtype: str = "float32"  # of frozen weights and of computation: float32, bfloat16 or float16
+    device: str | None = None  # None: cuda where there is one
+    device_map: str | None = None  # handed to from_pretrained, e.g. balanced
+    trained: str = "lora"  # lora or full; trained weights are always float32
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    gradient_checkpointing: bool = False
+    attention: str | None = None  # a diffusers attention backend, e.g. xformers; None: PyTorch's own
+    drop_encoders: bool = False  # free the text encoders once all prompts are embedded
+    vae_tiling: bool = False
+    embeddings: str | None = None  # folder of the prompt-embedding cache; None: inside the run folder
+
+
+@dataclass
+class SamplerConfig:
+    steps: int = 20  # denoising steps of a rollout
+    kernel: str = "flow"  # see samplers.KERNELS; ignored for variance-preserving models, which use DDIM
+    noise_level: float = 0.7
+    window: list[int] | None = None  # [start, stop) of the stochastic steps; None: all but the last
+    grid: str = "stock"  # stock or uniform
+    shift: float | None = None  # overrides the pipeline's time shift
+    shared_noise: bool = True  # one initial noise for a group
+
+
+@dataclass
+class RewardConfig:
+    use: str = MISSING  # a known name, package.module:callable or file.py:callable
+    weight: float = 1.0  # 0: held out, reported and never trained on
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    prompts: str = MISSING  # .txt, one prompt a line; .jsonl or .csv with a "prompt" column
+    shuffle: bool = True
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    warmup: int = 0  # iterations
+    decay_from: float = 1.0  # share of the run after which the rate falls linearly to 0; 1 keeps it constant
+
+
+@dataclass
+class EMAConfig:
+    decay: float = 0.0  # 0: off
+    every: int = 1  # updates between two averagings
+
+
+@dataclass
+class BatchConfig:
+    rollout: int | None = None  # videos a pipeline call of the rollout; None: all
+    update: int | None = None  # videos a pipeline call of the update; None: all. Neither changes the result
+
+
+@dataclass
+class EvaluationConfig:
+    prompts: str | None = None  # held-out prompts; None: those of data.prompts
+    num_prompts: int = 64
+    every: int = 0  # iterations between evaluations; 0: before and after only
+    steps: int | None = None  # denoising steps, with the pipeline's own scheduler; None: those of the sampler
+    seed: int = 0
+    videos: int = 6  # that are kept as mp4
+    batch: int | None = None  # videos a pipeline call; None: that of the rollout
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 10  # iterations
+    keep: int = 2
+
+
+@dataclass
+class Recipe:
+    name: str = MISSING
+    output: str | None = None  # the run folder; None: runs/<name>
+    seed: int = 0
+    iterations: int = 100
+    fps: int = 16
+    model: ModelConfig = field(default_factory=ModelConfig)
+    call: dict[str, Any] = field(default_factory=dict)  # arguments of the pipeline: height, num_frames, guidance_scale
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    max_invalid: float = 0.5  # share of masked samples in an iteration above which the run stops
+    algorithm: dict[str, Any] = field(default_factory=dict)  # name, and what that algorithm's Config holds
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: str | None = "auto"  # tensorboard, wandb, trackio; auto: TensorBoard where installed; null: none
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def trained_rewards(self) -> dict[str, float]:
+        return {name: reward.weight for name, reward in self.rewards.items() if reward.weight != 0}
+
+    @property
+    def held_out_rewards(self) -> list[str]:
+        return [name for name, reward in self.rewards.items() if reward.weight == 0]
+
+
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16", "float16"),
+    "model.trained": ("lora", "full"),
+    "sampler.grid": ("stock", "uniform"),
+    "tracker": (None, "auto", "tensorboard", "wandb", "trackio"),
+}
+RANGES = {  # what it is called, whether a value is in it, and the keys
+    "above 0": (
+        lambda v: v > 0,
+        "iterations fps model.lora.rank model.lora.alpha sampler.steps optimizer.lr optimizer.max_grad_norm ema.every",
+        "batch.rollout batch.update checkpoint.every checkpoint.keep",
+        "evaluation.num_prompts evaluation.steps evaluation.batch",
+    ),
+    "0 or more": (
+        lambda v: v >= 0,
+        "sampler.noise_level optimizer.weight_decay optimizer.warmup evaluation.every evaluation.videos",
+    ),
+    "between 0 and 1": (lambda v: 0 <= v <= 1, "max_invalid optimizer.decay_from ema.decay"),
+}
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and `key=value` overrides; `algorithm` becomes that algorithm's own Config.
+
+    Raises: UserError in one line that names the file, the key and, for an unknown key, the nearest known one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe")
+    try:
+        given = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser has many exception classes and no common base
+        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(given, DictConfig):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values")
+    given = _override(given, overrides or [])
+    given.pop("versions", None)  # a saved config.yaml is a recipe too
+    recipe = _typed(Recipe, given, str(path))
+    recipe.algorithm = _algorithm_config(recipe.algorithm, str(path))
+    _check_values(recipe, str(path))
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path, versions: dict[str, str]) -> None:
+    """Write the resolved recipe; the file runs again as it is."""
+    values = dataclasses.asdict(recipe)
+    name = type(recipe.algorithm).__module__.rpartition(".")[2]
+    values["algorithm"] = {"name": name, **dataclasses.asdict(recipe.algorithm)}
+    values["versions"] = versions
+    temporary = path.with_suffix(".tmp")
+    OmegaConf.save(OmegaConf.create(values), temporary)
+    temporary.replace(path)
+
+
+def known_algorithms() -> list[str]:
+    return sorted(p.stem for p in (Path(__file__).parent / "algorithms").glob("[!_]*.py"))
+
+
+def _override(given: DictConfig, overrides: list[str]) -> DictConfig:
+    for override in overrides:
+        if not re.match(r"[\w.-]+=", override):
+            raise UserError(f"override {override!r}: expected key=value")
+        try:
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"override {override!r}: {_one_line(error)}") from error
+    return given
+
+
+def _typed(schema: type, given: DictConfig, where: str, prefix: str = "") -> Any:
+    """Merge `given` into the schema, as a plain instance of it."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except ConfigKeyError as error:
+        key = error.full_key or str(error.key)
+        raise UserError(f"{where}: unknown key {prefix}{key}{_nearest(schema, key)}") from error
+    except MissingMandatoryValue as error:
+        raise UserError(f"{where}: missing key {prefix}{error.full_key}") from error
+    except OmegaConfBaseException as error:
+        key = f"{prefix}{error.full_key}" if error.full_key else "recipe"
+        raise UserError(f"{where}: {key}: {_one_line(error)}") from error
+
+
+def _nearest(schema: Any, key: str) -> str:
+    """ ", did you mean ...?" for the last part of a dotted key."""
+    *parents, last = re.sub(r"\[\w+\]", "", key).split(".")
+    for parent in parents:
+        schema = next((f for f in dataclasses.fields(schema) if f.name == parent), None)
+        schema = RewardConfig if parent == "rewards" else getattr(schema, "default_factory", RewardConfig)
+        if not dataclasses.is_dataclass(schema):
+            schema = RewardConfig
+    names = [f.name for f in dataclasses.fields(schema)]
+    found = difflib.get_close_matches(last, names, 1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else f"; known: {', '.join(names)}"
+
+
+def _algorithm_config(given: dict[str, Any], where: str) -> Any:
+    known = known_algorithms()
+    name = given.get("name")
+    if name not in known:
+        nearest = difflib.get_close_matches(str(name), known, 1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+        raise UserError(f"{where}: algorithm.name: {name!r} is not an algorithm; {hint}")
+    module = importlib.import_module(f"alignment.algorithms.{name}")
+    rest = {key: value for key, value in given.items() if key != "name"}
+    return _typed(module.Config, OmegaConf.create(rest), where, "algorithm.")
+
+
+def _check_values(recipe: Recipe, where: str) -> None:
+    def value(key: str) -> Any:
+        found: Any = recipe
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    for key, choices in CHOICES.items():
+        if value(key) not in choices:
+            raise UserError(f"{where}: {key}: {value(key)!r} is none of {', '.join(map(str, choices))}")
+    for what, (holds, *keys) in RANGES.items():
+        for key in " ".join(keys).split():
+            if value(key) is not None and not holds(value(key)):
+                raise UserError(f"{where}: {key}: {value(key)} is not {what}")
+    if recipe.sampler.window is not None and len(recipe.sampler.window) != 2:
+        raise UserError(f"{where}: sampler.window: {recipe.sampler.window} is not [start, stop]")
+    if not recipe.trained_rewards:
+        raise UserError(f"{where}: rewards: none has a weight; name at least one to train on")
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

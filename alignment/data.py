@@ -1,0 +1,85 @@
+"""Prompts: read once, checked, and drawn in an order that depends on the seed and the position alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import UserError
+
+
+class Prompt(NamedTuple):
+    text: str
+    meta: dict[str, Any]  # the other columns of the file; rewards see them as Clip.meta
+
+
+def read_prompts(path: str | Path, key: str = "data.prompts") -> list[Prompt]:
+    """Read .txt (one a line), .jsonl (objects with "prompt") or .csv (a column "prompt"); empty lines are skipped.
+
+    Raises: UserError that names the key, the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{key}: no such file: {path}")
+    readers = {".txt": _read_text, ".jsonl": _read_json_lines, ".csv": _read_csv}
+    if path.suffix not in readers:
+        raise UserError(f"{key}: {path}: unknown format {path.suffix!r}; use {', '.join(readers)}")
+    try:
+        prompts = readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except ValueError as error:
+        raise UserError(f"{key}: {path}: {error}") from error
+    if not prompts:
+        raise UserError(f"{key}: {path} holds no prompt")
+    return prompts
+
+
+class PromptStream:
+    """An endless stream in epochs. What comes at a position depends only on the seed and that position."""
+
+    def __init__(self, prompts: list[Prompt], seed: int, shuffle: bool = True):
+        self.prompts, self.seed, self.shuffle = prompts, seed, shuffle
+
+    def take(self, start: int, count: int) -> list[Prompt]:
+        """The prompts at positions start to start + count."""
+        return [self._at(position) for position in range(start, start + count)]
+
+    def _at(self, position: int) -> Prompt:
+        epoch, index = divmod(position, len(self.prompts))
+        if self.shuffle:
+            order = list(range(len(self.prompts)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            index = order[index]
+        return self.prompts[index]
+
+
+def _read_text(path: Path) -> list[Prompt]:
+    return [Prompt(line.strip(), {}) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def _read_json_lines(path: Path) -> list[Prompt]:
+    prompts = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON: {error.msg}") from error
+            prompts.append(_prompt(row, f"line {number}"))
+    return prompts
+
+
+def _read_csv(path: Path) -> list[Prompt]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [_prompt(row, f"row {number}") for number, row in enumerate(csv.DictReader(file), 1)]
+
+
+def _prompt(row: Any, where: str) -> Prompt:
+    text = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f'{where} has no "prompt"')
+    return Prompt(text.strip(), {k: v for k, v in row.items() if k != "prompt"})

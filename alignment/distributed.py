@@ -1,0 +1,71 @@
+"""Processes: who does what, and the few things that they tell each other.
+
+Every process holds the whole policy, draws whole groups and adds its gradients to those of
+the others, so all hold the same weights after every update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+
+class Processes:
+    """This process among all; with one process everything is a no-op."""
+
+    def __init__(self, cpu: bool = False):
+        state = PartialState(cpu=cpu)
+        self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: list) -> list:
+        """This process's part of a list, in turn: process r gets items r, r + count, ..."""
+        return items[self.rank :: self.count]
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum gradients over the processes; a parameter without one counts as zero everywhere."""
+        if self.count == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(N, ...) rows of every process, in the order that `share` dealt them out; they may differ in number."""
+        if self.count == 1:
+            return rows
+        number = torch.tensor([len(rows)], device=rows.device)
+        numbers = [torch.zeros_like(number) for _ in range(self.count)]
+        dist.all_gather(numbers, number)
+        most = int(torch.stack(numbers).max())
+        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+        parts = [torch.zeros_like(padded) for _ in range(self.count)]
+        dist.all_gather(parts, padded)
+        dealt = [part[i : i + 1] for i in range(most) for part, n in zip(parts, numbers, strict=True) if i < int(n)]
+        return torch.cat(dealt) if dealt else rows
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the processes."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def wait(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.count > 1 and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,89 @@
+"""Held-out evaluation: fixed prompts and seeds, the pipeline's own deterministic scheduler, every reward.
+
+Evaluations of one run are paired: the same prompts and the same initial noise before, during and after training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers import seed_for
+
+from .policy import replacing_folder
+from .scoring import Readings, as_matrix
+
+if TYPE_CHECKING:
+    from .training import Run
+
+SMALLEST_SIDE = 256  # videos whose shorter side is smaller than this are enlarged by a whole factor
+
+
+def evaluate(run: Run, iteration: int) -> dict[str, float]:
+    """Write samples/<iteration>/ (scores.json and videos) and return the means, named eval/<...>."""
+    folder = run.folder / "samples" / f"{iteration:06d}"
+    config = run.recipe.evaluation
+    prompts, seeds = run.evaluation_prompts, [seed_for(config.seed, "evaluation", i) for i in range(config.num_prompts)]
+    tasks = run.processes.share(list(zip(prompts, seeds, strict=True)))
+    size = config.batch or run.recipe.batch.rollout or len(tasks) or 1
+    parts, kept = [], []
+    for start in range(0, len(tasks), size):
+        chunk = tasks[start : start + size]
+        videos = run.policy.generate([p.text for p, _ in chunk], [seed for _, seed in chunk], config.steps)
+        parts.append(run.scorer(videos, [p for p, _ in chunk], list(range(start, start + len(chunk)))))
+        places = [(start + i) * run.processes.count + run.processes.rank for i in range(len(chunk))]
+        kept += [as_bytes(v) for v, place in zip(videos, places, strict=True) if place < config.videos]
+    names, matrix = as_matrix(_joined(parts))
+    values = _columns(run, names, run.processes.gather(matrix).cpu())
+    shape = (0, *as_bytes(videos[0]).shape)
+    films = run.processes.gather(
+        torch.stack(kept) if kept else torch.zeros(shape, dtype=torch.uint8, device=videos.device)
+    )
+    if run.processes.is_main:
+        record = {
+            "iteration": iteration,
+            "prompts": [p.text for p in prompts],
+            "seeds": seeds,
+            "values": {name: [None if math.isnan(v) else round(v, 6) for v in c] for name, c in values.items()},
+            "trained": run.scorer.weights,
+            "held_out": run.recipe.held_out_rewards,
+            "videos": [f"{i:02d}.mp4" for i in range(len(films))],
+        }
+        with replacing_folder(folder) as new:
+            for name, film in zip(record["videos"], films.cpu(), strict=True):
+                write_video(new / name, film, run.recipe.fps)
+            (new / "scores.json").write_text(json.dumps(record), "utf-8")
+    return {f"eval/{name}": float(np.nanmean(column)) for name, column in values.items()}
+
+
+def as_bytes(video: Tensor) -> Tensor:
+    """(F, H, W, 3) uint8 from (F, 3, H, W) in [0, 1]."""
+    return (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+
+
+def write_video(path: Path, frames: Tensor, fps: int) -> None:
+    """Write (F, H, W, 3) uint8 as an mp4 that browsers play; small videos are enlarged by a whole factor."""
+    factor = math.ceil(SMALLEST_SIDE / min(frames.shape[1:3]))
+    large = frames.numpy().repeat(factor, axis=1).repeat(factor, axis=2)
+    large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]  # yuv420p wants even sides
+    iio.imwrite(path, large, fps=fps, codec="libx264", macro_block_size=2)
+
+
+def _columns(run: Run, names: list[str], matrix: Tensor) -> dict[str, list[float]]:
+    columns = dict(zip(names, matrix.unbind(1), strict=True))
+    total = run.scorer.combined({name: columns[f"reward/{name}"] for name in run.scorer.rewards})
+    return {"reward/mean": total.tolist()} | {name: column.tolist() for name, column in columns.items()}
+
+
+def _joined(parts: list[Readings]) -> Readings:
+    def cat(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([d[name] for d in dicts]) for name in dicts[0]}
+
+    return Readings(cat([p.totals for p in parts]), cat([p.details for p in parts]))

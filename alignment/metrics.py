@@ -1,0 +1,125 @@
+"""What a run writes about itself: metrics.jsonl, trackers, and lines or a progress bar on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .policy import synchronize
+
+
+class Timer:
+    """Seconds by phase, of the iteration in progress."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        synchronize(self.device)
+        start = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds[phase] += time.perf_counter() - start
+
+
+class MetricsFile:
+    """metrics.jsonl: one line an iteration, flushed as it is written; a resume drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, completed: int):
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["iteration"] <= completed]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        temporary.replace(path)
+
+    def append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics.jsonl; the last one of a killed run may be cut short."""
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as JSON takes them: floats, with null for what is not a number."""
+    return {key: None if math.isnan(value) else round(float(value), 10) for key, value in metrics.items()}
+
+
+class Display:
+    """A progress bar on a terminal, plain lines elsewhere; silent in all but the main process."""
+
+    def __init__(self, total: int, active: bool):
+        self.total, self.active, self.bar = total, active, None
+        if active and sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )  # fmt: skip
+            self.task = self.bar.add_task("training", total=total, note="")
+            self.bar.start()
+
+    def say(self, text: str) -> None:
+        if self.active:
+            print(text, flush=True) if self.bar is None else self.bar.console.print(text, markup=False)
+
+    def show(self, iteration: int, metrics: dict[str, Any]) -> None:
+        names = {"reward/mean": "reward", "reward/std": "spread", "grad_norm": "grad", "time/iteration": "s"}
+        note = "  ".join(
+            f"{short} {metrics[name]:.3g}" for name, short in names.items() if metrics.get(name) is not None
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=iteration, note=note)
+        else:
+            self.say(f"iteration {iteration}/{self.total}  {note}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+class Tracker:
+    """TensorBoard, wandb or trackio through accelerate; nothing where none is asked for or installed."""
+
+    def __init__(self, kind: str | None, folder: Path, name: str):
+        self.tracker = None
+        if kind == "auto":
+            from accelerate.utils import is_tensorboard_available
+
+            kind = "tensorboard" if is_tensorboard_available() else None
+        if kind is None:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        tracker = LOGGER_TYPE_TO_CLASS[kind]
+        where = {"logging_dir": folder / "tracker"} if tracker.requires_logging_directory else {}
+        self.tracker = tracker(name, **where)
+        self.tracker.start()
+
+    def log(self, metrics: dict[str, Any], iteration: int) -> None:
+        if self.tracker is not None:
+            self.tracker.log({k: v for k, v in metrics.items() if v is not None}, step=iteration)
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.finish()

@@ -1,0 +1,58 @@
+"""The optimiser: AdamW on float32 masters, learning-rate schedule, gradient clipping and weight averages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import EMAConfig, OptimizerConfig
+from .errors import TrainingStopped
+
+
+def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:
+    """Rate at an iteration (1-based): a linear rise over `warmup`, then constant, then linear to 0 after decay_from."""
+    rise = min(1.0, iteration / config.warmup) if config.warmup else 1.0
+    progress = (iteration - 1) / iterations
+    fall = 1.0 if progress <= config.decay_from else (1 - progress) / (1 - config.decay_from)
+    return config.lr * rise * fall
+
+
+def build_optimizer(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    betas = (config.betas[0], config.betas[1])
+    return torch.optim.AdamW(list(parameters.values()), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+
+
+def clip_gradients(parameters: dict[str, nn.Parameter], max_norm: float) -> float:
+    """Clip the gradients to a total norm and return the norm before.
+
+    Raises: TrainingStopped where a gradient is not finite; the weights are untouched then.
+    """
+    norm = float(nn.utils.clip_grad_norm_(list(parameters.values()), max_norm))
+    if norm != norm or norm == float("inf"):
+        bad = next((n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()), "?")
+        raise TrainingStopped(
+            f"the gradient is not finite (first in {bad}); lower optimizer.lr or use model.dtype=float32"
+        )
+    return norm
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights, with decay min((1 + n) / (10 + n), decay) at its n-th step."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], config: EMAConfig):
+        self.parameters, self.config = parameters, config
+        self.weights: dict[str, Tensor] = {}
+        self.updates = 0
+        if config.decay > 0:
+            self.weights = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Call once an optimiser step, never once a micro-batch."""
+        self.updates += 1
+        if not self.weights or self.updates % self.config.every:
+            return
+        n = self.updates // self.config.every
+        decay = min((1 + n) / (10 + n), self.config.decay)
+        for name, average in self.weights.items():
+            average.lerp_(self.parameters[name], 1 - decay)

@@ -1,0 +1,304 @@
+"""The policy: an unmodified diffusers pipeline and its trained weights.
+
+Nothing here knows a model's name. Trained are the denoisers, that is, the pipeline's components called transformer* or
+unet; everything else is frozen. Trained weights are float32 whatever the dtype of the rest, and a lower dtype computes
+under autocast, in rollout and replay alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from samplers import Recorded, Rollout, Trajectory, replay, rollout, sde_scheduler
+from samplers.rollout import generators, patched
+from samplers.schedulers import Moment, is_flow
+
+from .config import ModelConfig, SamplerConfig
+from .embeddings import EmbeddingCache
+from .errors import UserError
+
+DENOISERS = ("transformer", "unet")
+
+
+class Policy:
+    """A pipeline that samples, replays and learns.
+
+    Attributes:
+        parameters: name -> trained parameter (float32), the same order in every process.
+        evaluations: rows that the denoisers have processed so far (function evaluations).
+        decode_seconds: time spent in the VAE so far.
+    """
+
+    def __init__(self, pipe: Any, model: ModelConfig, sampler: SamplerConfig, call: dict[str, Any], device: Any):
+        self.pipe, self.model, self.sampler = pipe, model, sampler
+        self.call = {**call, "num_inference_steps": sampler.steps}
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, model.dtype)
+        self.evaluations, self.decode_seconds = 0, 0.0
+        self.stock = pipe.scheduler
+        self.embeddings: EmbeddingCache | None = None
+        self.denoisers = _denoisers(pipe)
+        _freeze(pipe)
+        self.parameters = self._add_lora() if model.trained == "lora" else self._train_everything()
+        self.full_reference: dict[str, Tensor] | None = None
+        for denoiser in self.denoisers.values():
+            denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
+            if model.gradient_checkpointing:
+                denoiser.enable_gradient_checkpointing()
+            if model.attention:
+                denoiser.set_attention_backend(model.attention)
+        if model.vae_tiling:
+            pipe.vae.enable_tiling()
+        pipe.set_progress_bar_config(disable=True)
+        options: dict[str, Any] = {"noise_level": sampler.noise_level, "window": sampler.window}
+        if is_flow(self.stock.config):
+            options |= {"kernel": sampler.kernel, "grid": sampler.grid}
+            if sampler.shift is not None:
+                options["flow_shift" if "flow_shift" in self.stock.config else "shift"] = sampler.shift
+        self.scheduler = sde_scheduler(self.stock.config, **options)
+
+    @property
+    def stochastic_steps(self) -> list[int]:
+        """Indices of the rollout's steps that add noise."""
+        start, stop = self.sampler.window or (0, self.sampler.steps - 1)
+        return list(range(start, stop))
+
+    def cache_embeddings(self, folder: Path) -> None:
+        """Compute prompt embeddings once and keep them in this folder."""
+        self.embeddings = EmbeddingCache.install(self.pipe, folder)
+
+    def release_encoders(self, prompts: Sequence[str]) -> None:
+        """Embed these prompts, then free the text encoders; the pipeline has to have run once before."""
+        if self.embeddings is not None:
+            self.embeddings.embed(prompts)
+            if self.embeddings.cacheable:
+                self.embeddings.release_encoders()
+
+    def rollout(
+        self,
+        prompts: list[str],
+        latent_seeds: Sequence[int],
+        noise_seeds: Sequence[int],
+        record: Collection[int],
+        **call: Any,
+    ) -> Rollout:
+        """Sample with the SDE; one seed a prompt for the initial noise and for the steps' noise. Without gradients."""
+        with torch.no_grad(), self._running(self.scheduler):
+            call = {**self.call, "output_type": "pt", **call, "prompt": prompts}
+            return rollout(self.pipe, record, latent_seeds, noise_seeds, **call)
+
+    def replay(
+        self, trajectory: Trajectory, prompts: list[str], visit: Callable[[Moment, Recorded], None], **call: Any
+    ) -> None:
+        """Run the recorded steps again; `visit` sees each with its graph (see samplers.replay)."""
+        with self._running(self.scheduler):
+            replay(self.pipe, trajectory, visit, **{**self.call, **call, "prompt": prompts, "generator": None})
+
+    def generate(self, prompts: list[str], seeds: Sequence[int], steps: int | None = None) -> Tensor:
+        """(B, F, C, H, W) videos in [0, 1] from the pipeline's own deterministic scheduler."""
+        call = {**self.call, "output_type": "pt", "prompt": prompts, "generator": generators(seeds)}
+        if steps is not None:
+            call["num_inference_steps"] = steps
+        with torch.no_grad(), self._running(self.stock):
+            return as_videos(self.pipe(**call)[0])
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The weights before training: adapters off, or the copy that `keep_reference` made."""
+        if self.model.trained == "lora":
+            for denoiser in self.denoisers.values():
+                denoiser.disable_adapters()
+            try:
+                yield
+            finally:
+                for denoiser in self.denoisers.values():
+                    denoiser.enable_adapters()
+        else:
+            if self.full_reference is None:
+                raise RuntimeError("keep_reference has to be called before training")
+            with self.using(self.full_reference):
+                yield
+
+    def keep_reference(self) -> None:
+        """Make `reference` available; full fine-tuning copies its weights for that."""
+        if self.model.trained == "full":
+            self.full_reference = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @contextlib.contextmanager
+    def using(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Run with other values of the trained weights (EMA, reference)."""
+        kept = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, p in self.parameters.items():
+                p.data = weights[name]
+            yield
+        finally:
+            for name, p in self.parameters.items():
+                p.data = kept[name]
+
+    def save(self, folder: Path) -> Path:
+        """Write what plain diffusers loads: `lora/` for load_lora_weights, or the trained components."""
+        if self.model.trained == "lora":
+            target = folder / "lora"
+            save_lora(self.pipe, self.denoisers, target)
+            return target
+        for name, denoiser in self.denoisers.items():
+            with replacing_folder(folder / name) as new:
+                denoiser.save_pretrained(new)
+        return folder / next(iter(self.denoisers))
+
+    @contextlib.contextmanager
+    def _running(self, scheduler: Any) -> Iterator[None]:
+        """The pipeline with this scheduler, under autocast where the dtype is not float32, its VAE timed."""
+        before = self.pipe.scheduler
+        self.pipe.scheduler = scheduler
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        try:
+            with autocast, patched(self.pipe.vae, "decode", self._timed):
+                yield
+        finally:
+            self.pipe.scheduler = before
+
+    def _timed(self, decode: Callable) -> Callable:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            synchronize(self.device)
+            start = time.perf_counter()
+            result = decode(*args, **kwargs)
+            synchronize(self.device)
+            self.decode_seconds += time.perf_counter() - start
+            return result
+
+        return timed
+
+    def _count(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        first = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+        self.evaluations += len(first)
+
+    def _add_lora(self) -> dict[str, nn.Parameter]:
+        lora = self.model.lora
+        parameters = {}
+        for component, denoiser in self.denoisers.items():
+            _check_targets(component, denoiser, lora.targets)
+            config = PeftLoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True
+            )
+            denoiser.add_adapter(config)
+            for name, p in denoiser.named_parameters():
+                if "lora_" in name:
+                    p.data = p.data.float()
+                    p.requires_grad_(True)
+                    parameters[f"{component}.{name}"] = p
+        return parameters
+
+    def _train_everything(self) -> dict[str, nn.Parameter]:
+        parameters = {}
+        for component, denoiser in self.denoisers.items():
+            denoiser.float().requires_grad_(True)
+            parameters |= {f"{component}.{name}": p for name, p in denoiser.named_parameters()}
+        return parameters
+
+
+def load_policy(model: ModelConfig, sampler: SamplerConfig, call: dict[str, Any], device: torch.device) -> Policy:
+    """Load a pipeline by folder or hub id and make it trainable."""
+    return Policy(load_pipeline(model, device), model, sampler, call, device)
+
+
+def load_pipeline(model: ModelConfig, device: torch.device) -> Any:
+    """The diffusers pipeline that `model` names, on its device (unless a device map places it)."""
+    import diffusers
+
+    cls = getattr(diffusers, model.pipeline) if model.pipeline else diffusers.DiffusionPipeline
+    options = {"dtype": getattr(torch, model.dtype), "revision": model.revision, "variant": model.variant}
+    if model.device_map:
+        options["device_map"] = model.device_map
+    try:
+        pipe = cls.from_pretrained(model.path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"model.path: cannot load a pipeline from {model.path!r}: {first.strip()}") from error
+    return pipe if model.device_map else pipe.to(device)
+
+
+def save_lora(pipe: Any, denoisers: dict[str, nn.Module], folder: Path) -> None:
+    """Write adapters as the pipeline's own load_lora_weights takes them: pytorch_lora_weights.safetensors.
+
+    A second expert goes to a folder of its own inside (load_lora_weights(..., load_into_transformer_2=True)); a
+    pipeline without LoRA loading gets one folder a denoiser, for denoiser.load_lora_adapter.
+    """
+    with replacing_folder(folder) as new:
+        for i, (component, denoiser) in enumerate(denoisers.items()):
+            target = new if i == 0 else new / component
+            if not hasattr(pipe, "save_lora_weights"):
+                denoiser.save_lora_adapter(new / component)
+                continue
+            argument = f"{next(iter(denoisers))}_lora"
+            pipe.save_lora_weights(
+                target,
+                **{
+                    f"{argument}_layers": get_peft_model_state_dict(denoiser),
+                    f"{argument}_adapter_metadata": denoiser.peft_config["default"].to_dict(),
+                },
+            )
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into that takes this one's place when all is written."""
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def as_videos(frames: Tensor) -> Tensor:
+    """(B, F, C, H, W) from what a pipeline returns: images (B, C, H, W) become videos of one frame."""
+    frames = torch.as_tensor(frames).float()
+    return frames[:, None] if frames.dim() == 4 else frames
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read after it is honest."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _denoisers(pipe: Any) -> dict[str, nn.Module]:
+    found = {n: m for n, m in pipe.components.items() if n.startswith(DENOISERS) and isinstance(m, nn.Module)}
+    if not found:
+        raise UserError(f"model: {type(pipe).__name__} has no component called {' or '.join(DENOISERS)}")
+    return found
+
+
+def _freeze(pipe: Any) -> None:
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+
+
+def _check_targets(component: str, denoiser: nn.Module, targets: Collection[str]) -> None:
+    linear = {name for name, m in denoiser.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d))}
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in linear):
+            endings = sorted({".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.rpartition(".")[2]
+                              for name in linear})  # fmt: skip
+            near = difflib.get_close_matches(target, endings, 3, cutoff=0.3)
+            raise UserError(
+                f"model.lora.targets: {target!r} matches no layer of {component}"
+                f"{'; near: ' + ', '.join(near) if near else ''}; candidates: {', '.join(endings)}"
+            )

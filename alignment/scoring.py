@@ -1,0 +1,68 @@
+"""Scores of a batch of videos by every reward of a recipe, with image statistics beside them.
+
+N videos
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rewards import Clip, Reward, load, score
+from rewards.statistics import image_statistics
+
+from .config import Recipe
+from .data import Prompt
+from .errors import UserError
+
+
+class Readings(NamedTuple):
+    """What was measured on N videos."""
+
+    totals: dict[str, Tensor]  # reward name -> (N,) float32, NaN where masked
+    details: dict[str, Tensor]  # reward/<name>/<dim> and image/<statistic> -> (N,)
+
+
+class Scorer:
+    """The rewards of a recipe: trained ones with their weights, and held-out ones."""
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        self.weights, self.fps = recipe.trained_rewards, recipe.fps
+        self.rewards: dict[str, Reward] = {}
+        for name, config in recipe.rewards.items():
+            reward = load(config.use, **config.options)
+            if isinstance(reward, torch.nn.Module):
+                reward.to(device)
+            if reward.scope == "batch":
+                raise UserError(f"rewards.{name}: scope 'batch' is not supported in training; use 'clip' or 'group'")
+            self.rewards[name] = reward
+
+    @torch.no_grad()
+    def __call__(self, videos: Tensor, prompts: Sequence[Prompt], groups: Sequence[int]) -> Readings:
+        """Score videos (N, F, C, H, W) in [0, 1]; a group's videos have to be here together."""
+        rows = zip(videos, prompts, groups, strict=True)
+        clips = [Clip(video, prompt.text, self.fps, group, prompt.meta) for video, prompt, group in rows]
+        totals, details = {}, {f"image/{name}": value for name, value in image_statistics(videos).items()}
+        for name, reward in self.rewards.items():
+            scores = score(reward, clips)
+            totals[name] = scores.total.to(videos.device)
+            details |= {f"reward/{name}/{dim}": v.to(videos.device) for dim, v in scores.dims.items()}
+        return Readings(totals, {name: value.float() for name, value in details.items()})
+
+    def combined(self, totals: dict[str, Tensor]) -> Tensor:
+        """(N,) weighted sum of the trained rewards; NaN where any of them is masked."""
+        return sum(weight * totals[name] for name, weight in self.weights.items())
+
+
+def as_matrix(readings: Readings) -> tuple[list[str], Tensor]:
+    """Column names and (N, columns) float32, to be gathered over processes in one piece."""
+    columns: dict[str, Any] = {f"reward/{name}": v for name, v in readings.totals.items()} | readings.details
+    return list(columns), torch.stack(list(columns.values()), 1)
+
+
+def summary(names: list[str], matrix: Tensor) -> dict[str, float]:
+    """Mean of every column over the entries that are not masked."""
+    return {name: float(column.nanmean()) for name, column in zip(names, matrix.unbind(1), strict=True)}

@@ -1,0 +1,242 @@
+"""A run: everything an algorithm's loop works with, and everything that is the same for every algorithm.
+
+Order of an iteration: the algorithm's own loop body, its metrics, then evaluation and checkpoint when they are due.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers import seed_for
+
+from .checkpoint import State, checkpoints, load_state, restore, save_state
+from .config import Recipe
+from .data import Prompt, PromptStream, read_prompts
+from .distributed import Processes
+from .errors import TrainingStopped
+from .evaluation import evaluate
+from .metrics import Display, MetricsFile, Timer, Tracker, plain
+from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate
+from .policy import Policy
+from .scoring import Readings, Scorer, as_matrix, summary
+
+
+class Run:
+    """One training run. Algorithms use `iterations`, `next_prompts`, `score`, `apply_update` and `log`.
+
+    Attributes:
+        recipe, policy, scorer, processes, folder, timer: what their names say.
+        iteration: the one in progress, from 1.
+    """
+
+    def __init__(self, recipe: Recipe, policy: Policy, scorer: Scorer, processes: Processes):
+        self.recipe, self.policy, self.scorer, self.processes = recipe, policy, scorer, processes
+        self.folder: Path = recipe.folder
+        self.iteration = self.completed = 0
+        self.stream = PromptStream(read_prompts(recipe.data.prompts), recipe.seed, recipe.data.shuffle)
+        self.evaluation_prompts = evaluation_prompts(recipe)
+        self.optimizer = build_optimizer(policy.parameters, recipe.optimizer)
+        self.average = WeightAverage(policy.parameters, recipe.ema)
+        self.timer = Timer(policy.device)
+        self.display = Display(recipe.iterations, processes.is_main)
+        # Adapters are small enough to keep a copy of how they began; full weights have one only as reference.
+        lora = policy.model.trained == "lora"
+        self.start = {n: p.detach().clone() for n, p in policy.parameters.items()} if lora else policy.full_reference
+        self.stopping = False
+        self.gradient_norms: list[float] = []
+        self.metrics: MetricsFile | None = None
+        self.tracker: Tracker | None = None
+
+    def resume(self) -> bool:
+        """Load the newest checkpoint; False where there is none."""
+        found = checkpoints(self.folder / "checkpoints")
+        if not found:
+            return False
+        state = load_state(found[-1])
+        restore(self.policy.parameters, state.trained, str(found[-1]))
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.average.weights and state.ema:
+            self.average.weights = {n: t.to(self.policy.device) for n, t in state.ema.items()}
+        self.average.updates = state.updates
+        self.completed = state.iteration
+        return True
+
+    def open(self) -> None:
+        """Start writing: metrics and trackers. Lines of `completed` iterations are kept, later ones dropped."""
+        main = self.processes.is_main
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.completed) if main else None
+        self.tracker = Tracker(self.recipe.tracker if main else None, self.folder, self.recipe.name)
+
+    def iterations(self) -> Iterator[int]:
+        """Iterations still to do. Each seeds itself, so that a resumed run repeats the one left alone."""
+        if self.completed == 0:
+            self.evaluate(0)
+        with _graceful_stop(self):
+            for iteration in range(self.completed + 1, self.recipe.iterations + 1):
+                self._begin(iteration)
+                with self.timer("iteration"):
+                    yield iteration
+                self._finish()
+                if self.processes.any(self.stopping):
+                    self.save()
+                    raise TrainingStopped(f"stopped by a signal after iteration {self.iteration}; --resume goes on")
+
+    def _begin(self, iteration: int) -> None:
+        self.iteration = iteration
+        seed = seed_for(self.recipe.seed, "iteration", iteration, self.processes.rank)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (for rewards and pipelines that use the global generator)
+        torch.manual_seed(seed)
+        rate = learning_rate(self.recipe.optimizer, iteration, self.recipe.iterations)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.row: dict[str, float] = {}
+        self.timer.seconds.clear()
+        self.gradient_norms.clear()
+        self.policy.evaluations, self.policy.decode_seconds = 0, 0.0
+
+    def _finish(self) -> None:
+        """Write the iteration's metrics; evaluate and save when due."""
+        self.completed = self.iteration
+        every, last = self.recipe.evaluation.every, self.iteration == self.recipe.iterations
+        row = {"iteration": self.iteration, **plain({**self.row, **self._own_metrics()})}
+        if last or (every and self.iteration % every == 0):
+            row |= plain(self.evaluate(self.iteration))
+        if self.metrics:
+            self.metrics.append(row)
+        self.tracker.log({k: v for k, v in row.items() if k != "iteration"}, self.iteration)
+        self.display.show(self.iteration, row)
+        if last or self.iteration % self.recipe.checkpoint.every == 0:
+            self.save()
+
+    def _own_metrics(self) -> dict[str, float]:
+        seconds = self.timer.seconds
+        rollout = seconds["rollout"] - self.policy.decode_seconds
+        counts = self.processes.sum(torch.tensor([float(self.policy.evaluations)], device=self.policy.device))
+        return {
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": float(np.mean(self.gradient_norms)) if self.gradient_norms else float("nan"),
+            "nfe": float(counts),
+            "time/rollout": rollout,
+            "time/decode": self.policy.decode_seconds,
+            **{f"time/{phase}": s for phase, s in seconds.items() if phase != "rollout"},
+            "samples_per_second": self.num_samples / seconds["iteration"],
+            "drift/weights": self._drift(),
+        }
+
+    def _drift(self) -> float:
+        """Norm of the change of the trained weights over the norm at the start; NaN for full tuning without a copy."""
+        if self.start is None:
+            return float("nan")
+        moved = sum(float((p.detach() - self.start[n]).square().sum()) for n, p in self.policy.parameters.items())
+        size = sum(float(t.square().sum()) for t in self.start.values())
+        return (moved / size) ** 0.5
+
+    def next_prompts(self, count: int) -> list[tuple[int, Prompt]]:
+        """This process's share of the iteration's `count` prompts, each with its position in the stream."""
+        start = (self.iteration - 1) * count
+        return self.processes.share(list(enumerate(self.stream.take(start, count), start)))
+
+    def score(self, videos: Tensor, prompts: list[Prompt], groups: list[int], group_size: int) -> Readings:
+        """Score this process's samples and return those of all processes, whole groups in stream order.
+
+        Raises: TrainingStopped where more than `max_invalid` of the samples are masked.
+        """
+        with self.timer("reward"):
+            names, local = as_matrix(self.scorer(videos, prompts, groups))
+            rows = self.processes.gather(local.view(-1, group_size, len(names))).flatten(0, 1)
+        columns = dict(zip(names, rows.unbind(1), strict=True))
+        totals = {name: columns[f"reward/{name}"] for name in self.scorer.rewards}
+        combined = self.scorer.combined(totals)
+        invalid = int(combined.isnan().sum())
+        self.num_samples = len(rows)
+        self.log(
+            {
+                **summary(names, rows),
+                "reward/mean": float(combined.nanmean()),
+                "reward/std": float(combined[~combined.isnan()].std(correction=0)),
+                "reward/invalid": invalid,
+            }
+        )
+        if invalid > self.recipe.max_invalid * len(combined):
+            worst = max(totals, key=lambda name: int(totals[name].isnan().sum()))
+            raise TrainingStopped(
+                f"reward {worst} gave no finite number for {invalid} of {len(combined)} samples "
+                f"(max_invalid is {self.recipe.max_invalid}); mend the reward, then --resume"
+            )
+        return Readings(totals, columns)
+
+    def apply_update(self) -> None:
+        """Sum the gradients over processes, clip, step, average the weights."""
+        parameters = self.policy.parameters
+        self.processes.add_gradients(parameters.values())
+        self.gradient_norms.append(clip_gradients(parameters, self.recipe.optimizer.max_grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update()
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Add to this iteration's line of metrics.jsonl."""
+        self.row |= metrics
+
+    def evaluate(self, iteration: int) -> dict[str, float]:
+        """Held-out evaluation with the weights that will be saved."""
+        with self._averaged():
+            found = evaluate(self, iteration)
+        self.display.say(f"evaluation at iteration {iteration}: reward {found['eval/reward/mean']:.4f}")
+        return found
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The weights that are evaluated and saved: the moving average where there is one."""
+        return self.policy.using(self.average.weights) if self.average.weights else nullcontext()
+
+    def save(self) -> None:
+        """Checkpoint and the weights that plain diffusers loads."""
+        if not self.processes.is_main:
+            return
+        trained = {n: p.detach() for n, p in self.policy.parameters.items()}
+        averages = self.average.weights, self.average.updates
+        state = State(self.completed, trained, self.optimizer.state_dict(), *averages)
+        save_state(self.folder / "checkpoints", state, self.recipe.checkpoint.keep)
+        with self._averaged():
+            self.policy.save(self.folder)
+
+    def close(self) -> None:
+        self.display.close()
+        if self.tracker:
+            self.tracker.close()
+
+
+def evaluation_prompts(recipe: Recipe) -> list[Prompt]:
+    """The held-out prompts, repeated (with other seeds) where there are fewer than asked for."""
+    config = recipe.evaluation
+    key = "evaluation.prompts" if config.prompts else "data.prompts"
+    prompts = read_prompts(config.prompts or recipe.data.prompts, key)
+    return [prompts[i % len(prompts)] for i in range(config.num_prompts)]
+
+
+@contextmanager
+def _graceful_stop(run: Run) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets the iteration end and saves; the second one interrupts at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if run.stopping:
+            raise KeyboardInterrupt
+        run.stopping = True
+        run.display.say("stopping after this iteration; once more to stop at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
