@@ -173,7 +173,10 @@ def _missing(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
         holes = sum(not finite(value) for value in there)
         if holes > 0 and any(map(finite, there)):
             rate = setting(config, "lr", "learning_rate", default="the learning rate")
-            text = f"{key} was not a finite number in {holes} of {len(there)} iterations. Lower {rate} or use float32."
+            text = (
+                f"{key} had no finite value in {holes} of {len(there)} iterations: no sample could be used, or it "
+                f"overflowed. Look for masked rewards; lower {rate} or use float32."
+            )
             yield Finding("alarm", f"{key} was not finite", text)
 
 
