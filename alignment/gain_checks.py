@@ -25,7 +25,7 @@ SATURATED = 0.9  # share of evaluation prompts that hold the reward's highest va
 SAME_VALUE = 1e-9  # two rewards closer than this are equal
 IMAGE_MOVE = 0.3  # relative change of an image statistic that a viewer notices
 SIZE_MOVE = 0.25  # relative change of a size or area dimension
-SIZE_WORDS = re.compile(r"(^|_)(area|size|sprite)(_|$)")  # names of such dimensions
+SIZE_WORDS = re.compile(r"(^|_)(area|size)$")  # names of such dimensions; not area_excess and the like
 VALIDITY_SHARE = 0.5  # share of a gain that comes from validity alone
 
 

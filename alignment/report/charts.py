@@ -15,8 +15,9 @@ from ..gains import finite, number
 
 WIDTH, HEIGHT = 360, 184  # of the drawing, in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 22  # room around the plot for the axis labels
-MAX_POINTS = 240  # longer lines are averaged down, so that a long run's page stays small
+MAX_POINTS = 240  # longer lines are thinned, so that a long run's page stays small
 MAX_DOTS = 30  # more evaluations are drawn as a plain line
+MAX_LEGEND = 10  # of more entries only some are named
 NUM_COLOURS = 6
 Point = tuple[float, float]
 
@@ -90,10 +91,18 @@ def line_chart(
     return _figure(title, note, latest, legend, parts)
 
 
-def area_chart(title: str, lines: Sequence[Line], note: str = "") -> str:
-    """Lines stacked upon each other (all at the same iterations, values >= 0), or "" if there are none."""
-    lines = [_clean(line, i) for i, line in enumerate(lines)]
-    lines = [line for line in lines if line.points]
+def area_chart(title: str, lines: Sequence[Line], note: str = "", ramp: bool = False) -> str:
+    """Lines stacked upon each other, or "" if there are none.
+
+    Args:
+        lines: all at the same iterations, values >= 0.
+        ramp: shade the areas from dark to light, for lines that have an order.
+    """
+    lines = [
+        line._replace(points=average(line.points), colour=i % NUM_COLOURS if line.colour < 0 else line.colour)
+        for i, line in enumerate(lines)
+        if line.points
+    ]
     if not lines:
         return ""
     xs = [x for x, _ in lines[0].points]
@@ -101,17 +110,20 @@ def area_chart(title: str, lines: Sequence[Line], note: str = "") -> str:
     layers = []
     for line in lines:
         top = [b + y for b, (_, y) in zip(base, line.points, strict=True)]
-        layers.append((line, base, top))
+        layers.append((base, top))
         base = top
     axes = _axes(xs, base, zero=True)
     if len(xs) == 1:  # an area needs a width
-        xs, layers = [axes.x0, axes.x1], [(line, low * 2, high * 2) for line, low, high in layers]
-    parts = [
-        f'<polygon class="area c{line.colour}" points="'
-        f'{axes.path([*zip(xs, low, strict=True), *list(zip(xs, high, strict=True))[::-1]])}"/>'
-        for line, low, high in layers
-    ]
-    return _figure(title, note, "", [(line.name, line.colour) for line in lines], [*parts, _grid(axes)])
+        xs, layers = [axes.x0, axes.x1], [(low * 2, high * 2) for low, high in layers]
+    shades = [f"hsl(214 62% {32 + 56 * i / max(len(lines) - 1, 1):.0f}%)" for i in range(len(lines))]
+    parts = []
+    for line, (low, high), shade in zip(lines, layers, shades, strict=True):
+        around = axes.path([*zip(xs, low, strict=True), *list(zip(xs, high, strict=True))[::-1]])
+        look = f'style="fill:{shade}"' if ramp else f'class="area c{line.colour}"'
+        parts.append(f'<polygon {look} points="{around}"/>')
+    entries = [(line.name, shade if ramp else line.colour) for line, shade in zip(lines, shades, strict=True)]
+    entries = entries[:: math.ceil(len(entries) / MAX_LEGEND)]
+    return _figure(title, note, "", entries, [*parts, _grid(axes)])
 
 
 def share_bar(shares: Sequence[tuple[str, float, int]]) -> str:
@@ -122,13 +134,29 @@ def share_bar(shares: Sequence[tuple[str, float, int]]) -> str:
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most `limit` points: neighbours are averaged, the last point stays as it is."""
+    """At most `limit` of the usable points: of neighbours the lowest and highest, so that spikes stay, and the last."""
     points = [(x, y) for x, y in points if finite(x) and finite(y)]
-    step = math.ceil((len(points) - 1) / (limit - 1)) if len(points) > limit else 1
-    if step == 1:
+    if len(points) <= limit:
         return points
-    blocks = [points[i : i + step] for i in range(0, len(points) - 1, step)]
-    return [tuple(math.fsum(axis) / len(block) for axis in zip(*block, strict=True)) for block in blocks] + [points[-1]]
+    blocks = _blocks(points[:-1], (limit - 1) // 2)
+    kept = [point for block in blocks for point in sorted({min(block, key=_value), max(block, key=_value)})]
+    return [*kept, points[-1]]
+
+
+def average(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` points: neighbours are averaged, so that stacked lines still add up."""
+    if len(points) <= limit:
+        return list(points)
+    return [tuple(math.fsum(axis) / len(axis) for axis in zip(*block, strict=True)) for block in _blocks(points, limit)]
+
+
+def _value(point: Point) -> float:
+    return point[1]
+
+
+def _blocks(points: Sequence[Point], num: int) -> list[Sequence[Point]]:
+    size = math.ceil(len(points) / num)
+    return [points[i : i + size] for i in range(0, len(points), size)]
 
 
 def ticks(low: float, high: float, num: int) -> list[float]:
@@ -177,12 +205,13 @@ def _dot(axes: _Axes, line: Line, x: float, y: float) -> str:
     return f'<circle class="c{line.colour}" {at} r="3"><title>{words}</title></circle>'
 
 
-def _legend(entries: Sequence[tuple[str, int]]) -> str:
-    keys = "".join(f'<span><i class="k{colour}"></i>{escape(name)}</span>' for name, colour in entries)
+def _legend(entries: Sequence[tuple[str, int | str]]) -> str:
+    looks = [f'class="k{c}"' if isinstance(c, int) else f'style="background:{c}"' for _, c in entries]
+    keys = "".join(f"<span><i {look}></i>{escape(name)}</span>" for (name, _), look in zip(entries, looks, strict=True))
     return f'<div class="legend">{keys}</div>' if keys else ""
 
 
-def _figure(title: str, note: str, latest: str, legend: Sequence[tuple[str, int]], parts: Sequence[str]) -> str:
+def _figure(title: str, note: str, latest: str, legend: Sequence[tuple[str, int | str]], parts: Sequence[str]) -> str:
     small = f" <small>{escape(note)}</small>" if note else ""
     value = f"<b>{escape(latest)}</b>" if latest else ""
     return (

@@ -113,7 +113,7 @@ def _stack(metrics: Metrics, prefix: str, title: str, note: str) -> str:
             for line in rows
         ]
         lines.append(Line("other", rest, colour=PHASES["other"]))
-    return area_chart(title, lines, note)
+    return area_chart(title, lines, note, ramp=prefix != "time/")
 
 
 def _by_step(key: str) -> tuple[int, str]:

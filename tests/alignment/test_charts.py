@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from alignment.report.charts import Line, area_chart, line_chart, thin, ticks
+from alignment.report.charts import Line, area_chart, average, line_chart, thin, ticks
 
 
 def test_ticks_are_round_and_inside():
@@ -14,13 +14,27 @@ def test_ticks_are_round_and_inside():
     assert ticks(1, 24, 5) == [5, 10, 15, 20]
 
 
-def test_thin_keeps_mean_and_end():
-    points = [(i, float(i % 2)) for i in range(1001)]
+def test_thin_keeps_spikes_and_order():
+    points = [(i, 50.0 if i == 333 else float(i % 2)) for i in range(1001)]
     short = thin(points, 100)
     assert len(short) <= 100
+    assert (333, 50.0) in short
     assert short[-1] == points[-1]
-    assert all(abs(y - 0.5) < 0.1 for _, y in short[:-1])
+    assert short == sorted(short)
     assert thin([(1, 2.0), (2, None), (3, math.nan)]) == [(1, 2.0)]
+
+
+def test_average_keeps_sums():
+    points = [(i, float(i % 2)) for i in range(1000)]
+    short = average(points, 100)
+    assert len(short) == 100
+    assert all(y == 0.5 for _, y in short)
+
+
+def test_many_ordered_layers():
+    drawn = area_chart("t", [Line(f"step {i}", [(1, 0.1), (2, 0.1)]) for i in range(20)], ramp=True)
+    assert drawn.count("<polygon") == len(set(re.findall(r"<polygon style=\"(.*?)\"", drawn))) == 20
+    assert drawn.count("<span><i") == 10
 
 
 def test_line_lands_where_its_axis_says():

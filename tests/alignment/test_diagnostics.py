@@ -253,6 +253,12 @@ def test_other_prompts_are_not_compared():
     assert titles(findings, "alarm", "warning", "note") == {"Evaluations cannot be compared"}
 
 
+def test_excess_of_a_size_is_no_size():
+    grown = {"reward/motion/area_excess": [0.2] * NUM}
+    small = {"reward/motion/area_excess": [0.1] * NUM}
+    assert not titles(diagnose([], planted_evaluations(grown, small)), "warning")
+
+
 def test_missing_watch_is_noted():
     pair = healthy_evaluations()
     for evaluation in pair:
