@@ -1,0 +1,87 @@
+"""Where an iteration's time goes: seconds and function evaluations by phase, for any recipe.
+
+    python -m benchmarks.throughput recipes/tiny_grpo.yaml [key=value ...] [--iterations 3] [--out result.json]
+
+The first iteration warms up and is not counted. `rest` is what is not transformer, VAE, reward or optimiser work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+PHASES = ("rollout", "decode", "reward", "update", "rest")
+
+
+def measure(recipe: str, overrides: list[str], iterations: int) -> dict:
+    """Run a few iterations in a temporary folder and return medians by phase."""
+    import torch
+
+    from alignment.metrics import read_metrics
+    from alignment.run import run
+    from alignment.versions import versions
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        quiet = ["evaluation.num_prompts=1", "evaluation.videos=1", "tracker=null", f"iterations={iterations + 1}"]
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        run(recipe, [*overrides, *quiet, f"output={out}"])
+        rows = read_metrics(out / "metrics.jsonl")[1:]
+    seconds = {phase: statistics.median(row[f"time/{phase}"] for row in rows) for phase in PHASES[:-1]}
+    whole = statistics.median(row["time/iteration"] for row in rows)
+    seconds["rest"] = whole - sum(seconds.values())
+    result = {
+        "command": f"python -m benchmarks.throughput {recipe} {' '.join(overrides)}".strip(),
+        "versions": versions(),
+        "iterations": len(rows),
+        "seconds": {**seconds, "iteration": whole},
+        "samples_per_second": statistics.median(row["samples_per_second"] for row in rows),
+        "nfe": {key: statistics.median(row[f"nfe/{key}"] for row in rows) for key in ("rollout", "update")},
+    }
+    if torch.cuda.is_available():
+        result["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return result
+
+
+def table(result: dict) -> str:
+    """The result as text."""
+    whole = result["seconds"]["iteration"]
+    lines = [f"{'phase':10}{'seconds':>10}{'share':>8}{'evaluations':>14}"]
+    for phase in PHASES:
+        spent = result["seconds"][phase]
+        count = f"{result['nfe'][phase]:.0f}" if phase in result["nfe"] else ""
+        lines.append(f"{phase:10}{spent:10.3f}{spent / whole:8.1%}{count:>14}")
+    lines.append(f"{'iteration':10}{whole:10.3f}{'':8}{sum(result['nfe'].values()):14.0f}")
+    lines.append(f"{result['samples_per_second']:.2f} samples a second")
+    if "peak_memory_gib" in result:
+        lines.append(f"peak memory {result['peak_memory_gib']:.1f} GiB")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="also write the result as JSON")
+    options = parser.parse_intermixed_args()
+    from alignment.errors import UserError
+
+    try:
+        result = measure(options.recipe, options.overrides, options.iterations)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(result))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
