@@ -119,12 +119,10 @@ class CLIPReward:
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """N prompts -> (N, D) unit float32 embeddings, each prompt encoded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.text_cache]
-        # Leaving the caller's inference mode: what it makes could not be used under autograd later.
-        with torch.inference_mode(False), torch.no_grad():
-            for start in range(0, len(new), self.batch_size):
-                part = new[start : start + self.batch_size]
-                features = self.model.encode_text(self.tokenizer(part).to(self.device)).float()
-                self.text_cache |= zip(part, torch.nn.functional.normalize(features, dim=-1), strict=True)
+        for start in range(0, len(new), self.batch_size):
+            part = new[start : start + self.batch_size]
+            features = self.model.encode_text(self.tokenizer(part).to(self.device)).float()
+            self.text_cache |= zip(part, torch.nn.functional.normalize(features, dim=-1), strict=True)
         text = torch.stack([self.text_cache[prompt] for prompt in prompts])
         for oldest in list(self.text_cache)[: max(0, len(self.text_cache) - MAX_CACHED_PROMPTS)]:
             del self.text_cache[oldest]

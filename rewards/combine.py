@@ -32,8 +32,7 @@ class Weighted:
             dims[key] = part.total.to(device)
             dims |= {f"{key}/{dim}": values.to(device) for dim, values in part.dims.items()}
             if self.weights[key] != 0:
-                # An invalid part leaves 0 in the sum: its NaN must not reach the gradient of the valid ones.
-                total = total + self.weights[key] * dims[key].nan_to_num(nan=0.0)
+                total = total + self.weights[key] * dims[key]  # NaN where a part is
                 valid = valid & part.valid.to(device)
         return Scores(total, dims, valid=valid)
 

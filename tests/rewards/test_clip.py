@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from rewards import Clip, RewardError, load, score
-from rewards.clip import MAX_CACHED_PROMPTS, CLIPReward, _find_built_in, frame_indices, prepare
+from rewards.clip import MAX_CACHED_PROMPTS, CLIPReward, Source, _find_built_in, create, frame_indices, prepare
+from tests.rewards.conftest import PREPROCESS
 
 PROMPTS = ["a red circle moving left", "a blue square", "a green triangle moving up quickly"]
 
@@ -207,6 +208,16 @@ def test_weights_files_of_both_kinds_load(built_in, videos, tmp_path):
     assert from_pt.preprocess["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073))
 
 
+def test_a_file_is_prepared_for_as_its_tag_says(built_in, clip_folder, videos, monkeypatch):
+    from open_clip import pretrained
+
+    model, weights = built_in
+    monkeypatch.setitem(pretrained._PRETRAINED, model, {"first": dict(PREPROCESS, url="")})
+    by_tag = CLIPReward(model, "first", str(weights), device="cpu")
+    by_folder = CLIPReward(path=str(clip_folder), device="cpu")
+    assert torch.equal(*(score(reward, clips_of(videos)).total for reward in (by_tag, by_folder)))
+
+
 class Touch:
     """Pickles as a call of open(path, "w"): a checkpoint that would run code."""
 
@@ -299,6 +310,13 @@ def test_a_spoilt_folder_is_one_line_that_names_it(clip_folder, tmp_path, spoil,
         load("clip", path=str(folder))
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_weights_is_never_drawn_at_random(clip_folder, tmp_path):
+    # What a hub repository without a readable weights file comes down to: open_clip itself only warns.
+    shutil.copy(clip_folder / "open_clip_config.json", tmp_path)
+    with pytest.raises(RewardError, match="cannot load"):
+        create(Source(f"local-dir:{tmp_path}", None, None, False, "hub"), "fp32", torch.device("cpu"))
 
 
 def test_importing_rewards_does_not_import_a_reward_model():

@@ -22,11 +22,11 @@ def clips(video=None):
 
 
 def test_total_is_the_weighted_sum_and_parts_stay_visible():
-    parts = {"a": Part([1.0, 2.0], {"vq": torch.tensor([5.0, 6.0])}), "b": Part([10.0, 20.0])}
+    parts = {"a": Part([-1.0, 2.0], {"vq": torch.tensor([5.0, 6.0])}), "b": Part([10.0, 20.0])}
     found = score(weighted(parts, {"a": 2.0, "b": -0.5}), clips())
-    assert found.total.tolist() == [2 * 1 - 0.5 * 10, 2 * 2 - 0.5 * 20]
+    assert found.total.tolist() == [2 * -1 - 0.5 * 10, 2 * 2 - 0.5 * 20]
     assert {name: values.tolist() for name, values in found.dims.items()} == {
-        "a": [1, 2],
+        "a": [-1, 2],
         "a/vq": [5, 6],
         "b": [10, 20],
     }
@@ -34,7 +34,9 @@ def test_total_is_the_weighted_sum_and_parts_stay_visible():
 
 def test_one_invalid_part_invalidates_its_clip_only():
     parts = {"a": Part([1.0, 2.0], valid=torch.tensor([True, False])), "b": Part([3.0, 4.0])}
-    found = score(weighted(parts, {"a": 1.0, "b": 1.0}), clips())
+    reward = weighted(parts, {"a": 1.0, "b": 1.0})
+    assert reward(clips()).valid.tolist() == [True, False]  # also for a caller that does not go through score
+    found = score(reward, clips())
     assert found.valid.tolist() == [True, False]
     assert found.total[0] == 4
     assert found.total[1].isnan()

@@ -119,6 +119,9 @@ def test_two_files_of_one_name_stay_apart(tmp_path):
         path.write_text(f"def f(videos, prompts):\n    return [{value}.0] * len(prompts)\n")
         rewards.append(load(f"{path}:f"))
     assert [total(reward)[0] for reward in rewards] == [1, 2]
+    first, second = (reward.function.func.__module__ for reward in rewards)
+    assert first != second  # or pickle would find the one's code for the other
+    assert {first, second} <= sys.modules.keys()
 
 
 def test_a_changed_file_is_read_again(tmp_path):
