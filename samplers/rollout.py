@@ -45,11 +45,28 @@ class Trajectory:
 
     steps: tuple[Recorded, ...]
     injectable: bool  # the state that step sees is what prepare_latents returns, so that a replay can start anywhere
+    latent_seeds: tuple[int, ...] | None = None  # a replay needs them too: some pipelines sample their condition
 
     def rows(self, rows: Sequence[int] | slice) -> Trajectory:
         """The same steps for some of the samples."""
         steps = [replace(s, x=s.x[rows], x_next=s.x_next[rows], mean=s.mean[rows]) for s in self.steps]
-        return Trajectory(tuple(steps), self.injectable)
+        seeds = self.latent_seeds
+        if seeds is not None:
+            seeds = seeds[rows] if isinstance(rows, slice) else tuple(seeds[row] for row in rows)
+        return Trajectory(tuple(steps), self.injectable, seeds)
+
+    @staticmethod
+    def joined(parts: Sequence[Trajectory]) -> Trajectory:
+        """One trajectory of the samples of several that recorded the same steps."""
+        steps = []
+        for same in zip(*(part.steps for part in parts), strict=True):
+            if len({(recorded.index, recorded.step) for recorded in same}) > 1:
+                raise ValueError(f"steps {[recorded.index for recorded in same]} cannot be joined")
+            x, x_next, mean = (torch.cat([getattr(s, name) for s in same]) for name in ("x", "x_next", "mean"))
+            steps.append(replace(same[0], x=x, x_next=x_next, mean=mean))
+        seeds = [part.latent_seeds for part in parts]
+        known = None if None in seeds else tuple(seed for part in seeds for seed in part)
+        return Trajectory(tuple(steps), parts[0].injectable, known)
 
 
 @dataclass(frozen=True)
@@ -85,13 +102,13 @@ def rollout(
     """
     scheduler: SDEScheduler = pipe.scheduler
     steps: list[Recorded] = []
-    prepared: list[torch.Size] = []
+    prepared: list[Tensor] = []
     injectable = True
 
     def on_step(moment: Moment) -> Tensor:
         nonlocal injectable
         if moment.index == scheduler.indices[0]:
-            injectable = bool(prepared) and prepared[0] == moment.x.shape
+            injectable = bool(prepared) and torch.equal(prepared[0].to(moment.x.dtype), moment.x)
         x_next = scheduler.draw(moment)
         if moment.index in record:
             mean = moment.mean.detach()
@@ -99,15 +116,16 @@ def rollout(
         return x_next
 
     def prepare(latents: Tensor) -> Tensor:
-        prepared.append(latents.shape)
-        return latents.float()
+        prepared.append(latents.to(_state_dtype(latents)))
+        return prepared[-1]
 
     if latent_seeds is not None:
         call["generator"] = generators(latent_seeds)
     with _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
         scheduler.generators = None if noise_seeds is None else generators(noise_seeds)
         frames = pipe(**call)[0]
-    return Rollout(frames, Trajectory(tuple(steps), injectable))
+    seeds = None if latent_seeds is None else tuple(latent_seeds)
+    return Rollout(frames, Trajectory(tuple(steps), injectable, seeds))
 
 
 def replay(pipe: Any, trajectory: Trajectory, visit: Callable[[Moment, Recorded], None], **call: Any) -> None:
@@ -124,23 +142,29 @@ def replay(pipe: Any, trajectory: Trajectory, visit: Callable[[Moment, Recorded]
     if not indices:
         raise ValueError("the trajectory holds no recorded step")
     # Where the prepared latents are not the state that step sees (image-to-video pipelines that glue their first frame
-    # on), the first state enters through a step that is run for this alone.
+    # on), the first state enters through a step that is run for this alone, without a graph.
     pending = [*trajectory.steps] if trajectory.injectable else [None, *trajectory.steps]
-    position = 0
+    position, graph = 0, torch.is_grad_enabled()
 
     def on_step(moment: Moment) -> Tensor:
         nonlocal position
         recorded = pending[position]
         position += 1
-        if recorded is not None:
+        if recorded is None:
+            torch.set_grad_enabled(graph)
+        else:
             visit(moment, recorded)
         following = pending[position].x if position < len(pending) else recorded.x_next
         return following.to(moment.x.dtype)
 
     def prepare(latents: Tensor) -> Tensor:
-        return trajectory.steps[0].x.clone() if trajectory.injectable else latents.float()
+        state = trajectory.steps[0].x if trajectory.injectable else latents
+        return state.to(_state_dtype(latents), copy=True)
 
-    with _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
+    if trajectory.latent_seeds is not None:
+        call["generator"] = generators(trajectory.latent_seeds)
+    mode = torch.set_grad_enabled(graph and trajectory.injectable)
+    with mode, _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
         scheduler.steps = indices if trajectory.injectable else [indices[0], *indices]
         undecorated(pipe)(**{**call, "output_type": "latent"})
 
@@ -174,6 +198,11 @@ def _scheduler_state(scheduler: SDEScheduler, on_step: Callable[[Moment], Tensor
         yield
     finally:
         scheduler.on_step, scheduler.steps, scheduler.generators = before
+
+
+def _state_dtype(latents: Tensor) -> torch.dtype:
+    """float32 where autocast lets any network take it, else the pipeline's own: some feed the state to it uncast."""
+    return torch.float32 if torch.is_autocast_enabled(latents.device.type) else latents.dtype
 
 
 def _initial_state(pipe: Any, change: Callable[[Tensor], Tensor]) -> contextlib.AbstractContextManager:
