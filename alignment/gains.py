@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 SIGNIFICANT_Z = 2.0  # a change of fewer standard errors is not called a change
+INSIDE = 5  # dimensions of a reward that the summary names
 ZERO_REWARD = 1e-9  # an invalid clip whose reward is below this scores 0, and the split of a gain is exact
 
 
@@ -181,6 +182,7 @@ def summary(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         gain = decompose(before, after, name)
         if gain:
             sentences += _composition(gain, name)
+        sentences += _inside(changes, name)
     held_out = [(name, changes[f"reward/{name}"]) for name in after.get("held_out", []) if f"reward/{name}" in changes]
     if held_out:
         parts = [f"{name} {number(c.before)} to {number(c.after)}, {change_words(c)}" for name, c in held_out]
@@ -196,6 +198,20 @@ def _moved(change: Paired, title: str, introduce: bool) -> str:
     tail = "" if abs(change.z) >= SIGNIFICANT_Z else ", which is within the noise"
     numbers = f"{verb} from {number(change.before)} to {number(change.after)}"
     return f"{start} {numbers}: {change_words(change)}{tail}."
+
+
+def _inside(changes: Mapping[str, Paired], name: str) -> list[str]:
+    """What a reward measures beside its total, as far as it changed; the clearest changes first."""
+    prefix = f"reward/{name}/"
+    found = {key.removeprefix(prefix): c for key, c in changes.items() if key.startswith(prefix)}
+    clear = [
+        (dim, c) for dim, c in found.items() if dim not in ("valid", "area") and c.num and abs(c.z) >= SIGNIFICANT_Z
+    ]
+    if not clear:
+        return []
+    clear.sort(key=lambda pair: -abs(pair[1].z))
+    parts = [f"{dim.replace('_', ' ')} {number(c.before)} to {number(c.after)} (z {c.z:.1f})" for dim, c in clear]
+    return [f"What {name} is made of moved: {'; '.join(parts[:INSIDE])}."]
 
 
 def _composition(gain: Gain, name: str) -> list[str]:

@@ -130,3 +130,19 @@ def test_summary_in_words():
     assert "no gain can be stated" in summary([])[0]
     assert "within the noise" in summary([scores(0, [1, 2, 3]), scores(1, [2, 1, 3])])[0]
     assert percent(0.996) == "99.6%"
+
+
+def test_summary_names_what_moved_inside_a_reward() -> None:
+    """speed moves by 1 on every prompt (up to 0.01), cosine by alternating +-0.1: only speed is a change."""
+    before = {"prompts": list("abcd"), "seeds": [0, 1, 2, 3], "trained": {"motion": 1.0}, "held_out": []}
+    after = dict(before)
+    before["values"] = {"reward/motion": [0.0] * 4, "reward/motion/speed": [1.0] * 4, "reward/motion/cosine": [0.5] * 4}
+    after["values"] = {
+        "reward/motion": [1.0, 1.1, 0.9, 1.0],
+        "reward/motion/speed": [2.0, 2.01, 1.99, 2.0],
+        "reward/motion/cosine": [0.6, 0.4, 0.6, 0.4],
+    }
+    inside = [s for s in summary([{"iteration": 0, **before}, {"iteration": 1, **after}]) if "made of" in s]
+    assert len(inside) == 1
+    assert "speed 1.00 to 2.00" in inside[0]
+    assert "cosine" not in inside[0]
