@@ -9,12 +9,14 @@ import json
 import math
 import shutil
 import struct
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from .config import Recipe
 from .data import read_prompts
 from .errors import UserError
+from .policy import DENOISERS, check_targets
 from .training import evaluation_prompts
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -35,6 +37,9 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
     algorithm = importlib.import_module(type(recipe.algorithm).__module__)
     if wrong := algorithm.check(recipe, processes):
         raise UserError(wrong[0])
+    if recipe.evaluation.num_prompts < processes:
+        raise UserError(f"evaluation.num_prompts: {recipe.evaluation.num_prompts} for {processes} processes")
+    check_machine(recipe)
     prompts = read_prompts(recipe.data.prompts)
     evaluation_prompts(recipe)
     for name, reward in recipe.rewards.items():
@@ -45,6 +50,19 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
     pipeline = check_pipeline(recipe)
     notes = [f"{len(prompts)} prompts, pipeline {pipeline.__name__}"]
     return notes + memory_estimate(recipe)
+
+
+def check_machine(recipe: Recipe) -> None:
+    """What the recipe asks of this machine is there: the device and the tracker's package."""
+    import accelerate.utils
+    import torch
+
+    if recipe.model.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device: cuda is not available here; set it to cpu, or to null for what there is")
+    if recipe.tracker not in (None, "auto"):
+        installed = getattr(accelerate.utils, f"is_{recipe.tracker}_available", lambda: False)
+        if not installed():
+            raise UserError(f"tracker: {recipe.tracker} is not installed; install it, or set tracker to null")
 
 
 def check_pipeline(recipe: Recipe) -> type:
@@ -90,6 +108,9 @@ def pipeline_folder_class(path: Path) -> str:
             continue
         if not (path / name).is_dir():
             raise UserError(f"model.path: {path}: component {name} is missing; copy the folder again")
+        is_model = (path / name / "config.json").is_file() and not name.startswith("tokenizer")
+        if is_model and not any((path / name).glob("*.safetensors")) and not any((path / name).glob("*.bin")):
+            raise UserError(f"model.path: {path / name} holds no weights; copy the folder again")
     for shard_index in path.glob("*/*.safetensors.index.json"):
         for shard in set(_json(shard_index).get("weight_map", {}).values()):
             if not (shard_index.parent / shard).is_file():
@@ -118,29 +139,36 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def memory_estimate(recipe: Recipe) -> list[str]:
-    """Weights and optimiser state in words, from file headers; nothing where the model is not on this machine."""
-    path = Path(recipe.model.path)
+    """Weights and optimiser state in words, from file headers; nothing where the model is not on this machine.
+
+    Raises: UserError for a LoRA target that matches no layer.
+    """
+    path, model = Path(recipe.model.path), recipe.model
     if not path.is_dir():
-        return [f"{recipe.model.path} is not on this machine: its memory is unknown until it is"]
-    frozen, trained, layers = 0, 0, 0
+        return [f"{path} is not on this machine: its memory is unknown until it is"]
+    frozen, trained, adapted = 0, 0, 0
+    denoisers = defaultdict(dict)  # component -> layer -> shape of its weight
     for file in path.glob("*/*.safetensors"):
+        component = file.parent.name
         for name, entry in safetensors_header(file).items():
             if name == "__metadata__":
                 continue
-            numel = math.prod(entry["shape"])
-            is_denoiser = file.parent.name.startswith(("transformer", "unet"))
-            if is_denoiser and recipe.model.trained == "full":
-                trained += numel
+            is_denoiser, shape = component.startswith(DENOISERS), entry["shape"]
+            if is_denoiser and name.endswith(".weight") and len(shape) > 1:
+                denoisers[component][name.removesuffix(".weight")] = shape
+            if is_denoiser and model.trained == "full":
+                trained += math.prod(shape)
             else:
-                frozen += numel
-            stem = name.removesuffix(".weight")
-            targeted = any(stem.endswith(target) for target in recipe.model.lora.targets)
-            if is_denoiser and recipe.model.trained == "lora" and targeted and len(entry["shape"]) == 2:
-                layers += 1
-                trained += recipe.model.lora.rank * sum(entry["shape"])
-    weights = frozen * BYTES[recipe.model.dtype] + trained * 4
+                frozen += math.prod(shape)
+    for component, layers in denoisers.items() if model.trained == "lora" else ():
+        check_targets(component, layers, model.lora.targets)
+        for name, shape in layers.items():
+            if any(f".{name}".endswith(f".{target}") for target in model.lora.targets):
+                adapted += 1
+                trained += model.lora.rank * (shape[0] + math.prod(shape[1:]))
+    weights = frozen * BYTES[model.dtype] + trained * 4
     state = trained * (4 + 8 + (4 if recipe.ema.decay else 0))
-    where = f" on {layers} layers" if recipe.model.trained == "lora" else ""
+    where = f" on {adapted} layers" if model.trained == "lora" else ""
     return [
         f"trained parameters {trained:,}{where}, frozen {frozen:,}",
         f"memory for weights {_size(weights)}, for gradients and optimiser {_size(state)}; activations and videos come "

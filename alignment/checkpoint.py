@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .policy import replacing_folder
 
 
@@ -43,7 +43,7 @@ def save_state(folder: Path, state: State, keep: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p.parent for p in folder.glob("[0-9]*/state.json"))
+    return sorted((p.parent for p in folder.glob("[0-9]*/state.json")), key=lambda path: int(path.name))
 
 
 def load_state(path: Path) -> State:
@@ -59,8 +59,9 @@ def load_state(path: Path) -> State:
             meta["updates"],
         )
     except Exception as error:  # safetensors, torch and json each raise their own for a damaged file
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: damaged checkpoint ({first}); delete it to resume from the one before") from error
+        raise UserError(
+            f"{path}: damaged checkpoint ({one_line(error)}); delete it to resume from the one before"
+        ) from error
 
 
 def restore(parameters: dict[str, torch.nn.Parameter], saved: dict[str, Tensor], path: str) -> None:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
+import functools
+import importlib
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 
 @dataclass
@@ -33,7 +37,7 @@ class ModelConfig:
     revision: str | None = None
     variant: str | None = None  # of the weight files, e.g. fp16
     dtype: str = "float32"  # of frozen weights and of computation: float32, bfloat16 or float16
-    device: str | None = None  # None: cuda where there is one
+    device: str | None = None  # cpu or cuda; None: cuda where there is one
     device_map: str | None = None  # handed to from_pretrained, e.g. balanced
     trained: str = "lora"  # lora or full; trained weights are always float32
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -130,7 +134,7 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
-        return Path(self.output or f"runs/{self.name}")
+        return Path(self.output or f"runs/{self.name}").expanduser()
 
     @property
     def trained_rewards(self) -> dict[str, float]:
@@ -144,14 +148,16 @@ class Recipe:
 CHOICES = {
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.trained": ("lora", "full"),
+    "model.device": (None, "cpu", "cuda"),
     "sampler.grid": ("stock", "uniform"),
     "tracker": (None, "auto", "tensorboard", "wandb", "trackio"),
 }
+RESERVED = ("mean", "std", "invalid")  # reward/mean and so on are metrics of the weighted sum
 RANGES = {  # what it is called, whether a value is in it, and the keys
     "above 0": (
         lambda v: v > 0,
-        "iterations fps model.lora.rank model.lora.alpha sampler.steps optimizer.lr optimizer.max_grad_norm ema.every",
-        "batch.rollout batch.update checkpoint.every checkpoint.keep",
+        "iterations fps model.lora.rank model.lora.alpha sampler.steps sampler.shift",
+        "optimizer.lr optimizer.max_grad_norm ema.every batch.rollout batch.update checkpoint.every checkpoint.keep",
         "evaluation.num_prompts evaluation.steps evaluation.batch",
     ),
     "0 or more": (
@@ -172,8 +178,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: no such recipe")
     try:
         given = OmegaConf.load(path)
-    except Exception as error:  # the YAML parser has many exception classes and no common base
-        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{path}: line {error.problem_mark.line + 1} is not valid YAML: {error.problem}") from error
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
     if not isinstance(given, DictConfig):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
     given = _override(given, overrides or [])
@@ -205,45 +213,56 @@ def _override(given: DictConfig, overrides: list[str]) -> DictConfig:
             raise UserError(f"override {override!r}: expected key=value")
         try:
             given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise UserError(f"override {override!r}: {_one_line(error)}") from error
+        except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
+            raise UserError(f"override {override!r}: {getattr(error, 'problem', None) or one_line(error)}") from error
     return given
 
 
 def _typed(schema: type, given: DictConfig, where: str, prefix: str = "") -> Any:
     """Merge `given` into the schema, as a plain instance of it."""
     try:
+        _check_keys(schema, OmegaConf.to_container(given), where, prefix)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
-    except ConfigKeyError as error:
-        key = error.full_key or str(error.key)
-        raise UserError(f"{where}: unknown key {prefix}{key}{_nearest(schema, key)}") from error
     except MissingMandatoryValue as error:
         raise UserError(f"{where}: missing key {prefix}{error.full_key}") from error
     except OmegaConfBaseException as error:
-        key = f"{prefix}{error.full_key}" if error.full_key else "recipe"
-        raise UserError(f"{where}: {key}: {_one_line(error)}") from error
+        wrong = "expected a list, such as [a, b]" if "is not a ListConfig" in str(error) else one_line(error)
+        raise UserError(f"{where}: {prefix}{error.full_key or ''}: {wrong}") from error
 
 
-def _nearest(schema: Any, key: str) -> str:
-    """ ", did you mean ...?" for the last part of a dotted key."""
-    *parents, last = re.sub(r"\[\w+\]", "", key).split(".")
-    for parent in parents:
-        schema = next((f for f in dataclasses.fields(schema) if f.name == parent), None)
-        schema = RewardConfig if parent == "rewards" else getattr(schema, "default_factory", RewardConfig)
-        if not dataclasses.is_dataclass(schema):
-            schema = RewardConfig
-    names = [f.name for f in dataclasses.fields(schema)]
-    found = difflib.get_close_matches(last, names, 1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else f"; known: {', '.join(names)}"
+def _check_keys(schema: type, given: Any, where: str, prefix: str) -> None:
+    """Refuse unknown keys, and anything but a mapping where one is expected, down to the leaves."""
+    types = get_type_hints(schema)
+    for key, value in _mapping(given, where, prefix.rstrip(".")).items():
+        if key not in types:
+            raise UserError(f"{where}: unknown key {prefix}{key}; {_nearest(str(key), types)}")
+        if dataclasses.is_dataclass(types[key]):
+            _check_keys(types[key], value, where, f"{prefix}{key}.")
+        elif get_origin(types[key]) is dict:
+            part = get_args(types[key])[1]
+            for name, inner in _mapping(value, where, f"{prefix}{key}").items():
+                if dataclasses.is_dataclass(part):
+                    _check_keys(part, inner, where, f"{prefix}{key}.{name}.")
+
+
+def _mapping(given: Any, where: str, key: str) -> dict[Any, Any]:
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: {key}: expected keys and values, got {'nothing' if given is None else repr(given)}")
+    return given
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(known), 1, cutoff=0.5)
+    return f"did you mean {found[0]}?" if found else f"known: {', '.join(known)}"
 
 
 def _algorithm_config(given: dict[str, Any], where: str) -> Any:
     known = known_algorithms()
     name = given.get("name")
+    if name is None:
+        raise UserError(f"{where}: missing key algorithm.name; known: {', '.join(known)}")
     if name not in known:
-        nearest = difflib.get_close_matches(str(name), known, 1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-        raise UserError(f"{where}: algorithm.name: {name!r} is not an algorithm; {hint}")
+        raise UserError(f"{where}: algorithm.name: {name!r} is not an algorithm; {_nearest(str(name), known)}")
     module = importlib.import_module(f"alignment.algorithms.{name}")
     rest = {key: value for key, value in given.items() if key != "name"}
     return _typed(module.Config, OmegaConf.create(rest), where, "algorithm.")
@@ -251,23 +270,27 @@ def _algorithm_config(given: dict[str, Any], where: str) -> Any:
 
 def _check_values(recipe: Recipe, where: str) -> None:
     def value(key: str) -> Any:
-        found: Any = recipe
-        for part in key.split("."):
-            found = getattr(found, part)
-        return found
+        return functools.reduce(getattr, key.split("."), recipe)
 
     for key, choices in CHOICES.items():
         if value(key) not in choices:
-            raise UserError(f"{where}: {key}: {value(key)!r} is none of {', '.join(map(str, choices))}")
+            named = ", ".join("null" if choice is None else choice for choice in choices)
+            raise UserError(f"{where}: {key}: {value(key)!r} is none of {named}")
     for what, (holds, *keys) in RANGES.items():
         for key in " ".join(keys).split():
-            if value(key) is not None and not holds(value(key)):
+            if value(key) is not None and not (math.isfinite(value(key)) and holds(value(key))):
                 raise UserError(f"{where}: {key}: {value(key)} is not {what}")
     if recipe.sampler.window is not None and len(recipe.sampler.window) != 2:
         raise UserError(f"{where}: sampler.window: {recipe.sampler.window} is not [start, stop]")
+    if not recipe.model.lora.targets:
+        raise UserError(f"{where}: model.lora.targets: names no layer")
+    betas = recipe.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"{where}: optimizer.betas: {betas} is not two numbers from 0 to below 1")
+    for name, reward in recipe.rewards.items():
+        if name in RESERVED or not re.fullmatch(r"[\w.-]+", name):
+            raise UserError(f"{where}: rewards.{name}: cannot be a reward's name; metrics are called reward/{name}")
+        if not math.isfinite(reward.weight):
+            raise UserError(f"{where}: rewards.{name}.weight: {reward.weight} is not finite")
     if not recipe.trained_rewards:
         raise UserError(f"{where}: rewards: none has a weight; name at least one to train on")
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -21,7 +21,7 @@ def read_prompts(path: str | Path, key: str = "data.prompts") -> list[Prompt]:
 
     Raises: UserError that names the key, the file and the line.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{key}: no such file: {path}")
     readers = {".txt": _read_text, ".jsonl": _read_json_lines, ".csv": _read_csv}
@@ -31,7 +31,7 @@ def read_prompts(path: str | Path, key: str = "data.prompts") -> list[Prompt]:
         prompts = readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{key}: {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{key}: {path}: {error}") from error
     if not prompts:
         raise UserError(f"{key}: {path} holds no prompt")
@@ -58,12 +58,12 @@ class PromptStream:
 
 
 def _read_text(path: Path) -> list[Prompt]:
-    return [Prompt(line.strip(), {}) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [Prompt(line.strip(), {}) for line in _lines(path) if line.strip()]
 
 
 def _read_json_lines(path: Path) -> list[Prompt]:
     prompts = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -74,8 +74,16 @@ def _read_json_lines(path: Path) -> list[Prompt]:
 
 
 def _read_csv(path: Path) -> list[Prompt]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [_prompt(row, f"row {number}") for number, row in enumerate(csv.DictReader(file), 1)]
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if "prompt" not in (rows.fieldnames or ["prompt"]):
+            raise ValueError(f'no column "prompt" among {", ".join(rows.fieldnames)}')
+        return [_prompt(row, f"line {rows.line_num}") for row in rows]
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines end with a line feed only: str.splitlines also breaks at separators that JSON allows inside a string."""
+    return path.read_text("utf-8-sig").split("\n")  # -sig: spreadsheets and Windows put a mark in front
 
 
 def _prompt(row: Any, where: str) -> Prompt:

@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class TrainingStopped(Exception):
     """A run that cannot go on. Its state is saved; the command prints the reason and exits with code 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import imageio.v3 as iio
-import numpy as np
 import torch
 from torch import Tensor
 
 from samplers import seed_for
 
+from .data import Prompt
+from .metrics import number_or_null
 from .policy import replacing_folder
 from .scoring import Readings, as_matrix
 
@@ -32,26 +33,16 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
     config = run.recipe.evaluation
     prompts, seeds = run.evaluation_prompts, [seed_for(config.seed, "evaluation", i) for i in range(config.num_prompts)]
     tasks = run.processes.share(list(zip(prompts, seeds, strict=True)))
-    size = config.batch or run.recipe.batch.rollout or len(tasks) or 1
-    parts, kept = [], []
-    for start in range(0, len(tasks), size):
-        chunk = tasks[start : start + size]
-        videos = run.policy.generate([p.text for p, _ in chunk], [seed for _, seed in chunk], config.steps)
-        parts.append(run.scorer(videos, [p for p, _ in chunk], list(range(start, start + len(chunk)))))
-        places = [(start + i) * run.processes.count + run.processes.rank for i in range(len(chunk))]
-        kept += [as_bytes(v) for v, place in zip(videos, places, strict=True) if place < config.videos]
-    names, matrix = as_matrix(_joined(parts))
+    readings, films = run.together(lambda: _own_part(run, tasks))
+    names, matrix = as_matrix(readings)
     values = _columns(run, names, run.processes.gather(matrix).cpu())
-    shape = (0, *as_bytes(videos[0]).shape)
-    films = run.processes.gather(
-        torch.stack(kept) if kept else torch.zeros(shape, dtype=torch.uint8, device=videos.device)
-    )
+    films = run.processes.gather(films)
     if run.processes.is_main:
         record = {
             "iteration": iteration,
             "prompts": [p.text for p in prompts],
             "seeds": seeds,
-            "values": {name: [None if math.isnan(v) else round(v, 6) for v in c] for name, c in values.items()},
+            "values": {name: [number_or_null(v) for v in c] for name, c in values.items()},
             "trained": run.scorer.weights,
             "held_out": run.recipe.held_out_rewards,
             "videos": [f"{i:02d}.mp4" for i in range(len(films))],
@@ -60,7 +51,22 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
             for name, film in zip(record["videos"], films.cpu(), strict=True):
                 write_video(new / name, film, run.recipe.fps)
             (new / "scores.json").write_text(json.dumps(record), "utf-8")
-    return {f"eval/{name}": float(np.nanmean(column)) for name, column in values.items()}
+    return {f"eval/{name}": float(torch.tensor(column).double().nanmean()) for name, column in values.items()}
+
+
+def _own_part(run: Run, tasks: list[tuple[Prompt, int]]) -> tuple[Readings, Tensor]:
+    """Readings of this process's (prompt, seed) pairs, and those of its videos that are kept, as bytes."""
+    config, processes = run.recipe.evaluation, run.processes
+    size = config.batch or run.recipe.batch.rollout or len(tasks)
+    parts, kept = [], []
+    for start in range(0, len(tasks), size):
+        prompts, seeds = zip(*tasks[start : start + size], strict=True)
+        videos = run.policy.generate([prompt.text for prompt in prompts], seeds, config.steps)
+        parts.append(run.scorer(videos, prompts, range(start, start + len(prompts))))
+        # Prompt i of process r is prompt i * count + r of all.
+        first = [(start + i) * processes.count + processes.rank < config.videos for i in range(len(prompts))]
+        kept += [as_bytes(video) for video, wanted in zip(videos, first, strict=True) if wanted]
+    return _joined(parts), torch.stack(kept) if kept else as_bytes(videos[0])[None][:0]
 
 
 def as_bytes(video: Tensor) -> Tensor:

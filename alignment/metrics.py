@@ -38,16 +38,23 @@ class MetricsFile:
 
     def __init__(self, path: Path, completed: int):
         self.path = path
-        kept = [row for row in read_metrics(path) if row["iteration"] <= completed]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
-        temporary.replace(path)
+        self._rewrite([row for row in read_metrics(path) if row["iteration"] <= completed])
 
     def append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def extend_last(self, more: dict[str, Any]) -> None:
+        """Add to the last line: an evaluation that was made up for."""
+        rows = read_metrics(self.path)
+        self._rewrite([*rows[:-1], *(row | more for row in rows[-1:])])
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        temporary.replace(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -60,8 +67,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics as JSON takes them: floats, with null for what is not a number."""
-    return {key: None if math.isnan(value) else round(float(value), 10) for key, value in metrics.items()}
+    """Metrics as JSON takes them: floats of 8 digits, with null for what is not finite."""
+    return {key: number_or_null(value) for key, value in metrics.items()}
+
+
+def number_or_null(value: float) -> float | None:
+    return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
 class Display:

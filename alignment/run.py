@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 stopped on the way with the state saved, 2 bad input (one 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from .config import Recipe
     from .distributed import Processes
+    from .policy import Policy
     from .training import Run
 
 
@@ -27,26 +29,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="validate the recipe without loading weights")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
     options = parser.parse_intermixed_args(arguments)
-    # Heavy imports wait until here, so that --help answers at once.
-    from rewards import RewardError
-
     try:
         return run(options.recipe, options.overrides, options.check, options.resume)
-    except (UserError, RewardError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {_joined(error)}", file=sys.stderr)
         return 2
     except TrainingStopped as error:
-        print(f"stopped: {_one_line(error)}", file=sys.stderr)
+        print(f"stopped: {_joined(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: interrupted before training", file=sys.stderr)
         return 1
 
 
 def run(path: str, overrides: list[str], check_only: bool = False, resume: bool = False) -> int:
     """Load, check and, unless `check_only`, train a recipe."""
-    from .check import check_recipe
+    # Heavy imports wait until they are needed, so that --help and typos are answered at once.
     from .config import load_recipe
-    from .distributed import Processes
 
     recipe = load_recipe(path, overrides)
+    from .check import check_recipe
+    from .distributed import Processes
+
     processes = Processes(cpu=recipe.model.device == "cpu")
     notes = check_recipe(recipe, processes.count)
     if check_only:
@@ -68,9 +72,9 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
     from .check import check_disk
     from .policy import load_policy
     from .scoring import Scorer
-    from .self_check import self_check
     from .training import Run
 
+    _quiet_loading()
     scorer = Scorer(recipe, processes.device)
     policy = load_policy(recipe.model, recipe.sampler, recipe.call, processes.device)
     check_disk(recipe.folder, sum(p.numel() for p in policy.parameters.values()), recipe)
@@ -78,7 +82,7 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
         policy.keep_reference()
     session = Run(recipe, policy, scorer, processes)
     policy.cache_embeddings(Path(recipe.model.embeddings or recipe.folder / "embeddings"))
-    self_check(policy, session.stream.prompts[0].text)
+    _try_out(policy, session.stream.prompts[0].text)
     if recipe.model.drop_encoders:
         policy.release_encoders([p.text for p in [*session.stream.prompts, *session.evaluation_prompts]])
     if resume and not session.resume():
@@ -87,26 +91,87 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
 
 
 def train(session: Run) -> None:
-    """Run the recipe's algorithm; however it ends, the last state is saved and the report written."""
+    """Run the recipe's algorithm; however it ends, the last state is saved and the report written.
+
+    Raises: UserError or TrainingStopped for what is the user's to mend, before and after the first iteration; anything
+        else is a fault of this program and keeps its traceback.
+    """
     from .config import save_recipe
-    from .report import write_report
     from .versions import versions
 
     recipe = session.recipe
-    if session.processes.is_main:
-        save_recipe(recipe, recipe.folder / "config.yaml", versions())
-    session.open()
     try:
+        if session.processes.is_main:
+            save_recipe(recipe, recipe.folder / "config.yaml", versions())
+        session.open()
+        if session.completed >= recipe.iterations:
+            session.display.say(f"all {recipe.iterations} iterations are done; iterations=... goes further")
         _algorithm(recipe).train(session)
     except BaseException as error:
-        if session.iteration > session.completed:
-            session.save()
-        if isinstance(error, OSError):
-            raise TrainingStopped(f"{error}; mend that, then --resume") from error
+        started = session.iteration > 0 or session.completed > 0
+        if started:
+            _rescue(session)
+        if isinstance(error, KeyboardInterrupt):
+            raise TrainingStopped("interrupted; --resume goes on") from error
+        if reason := _explained(error):
+            raise (TrainingStopped if started else UserError)(f"{reason}; once mended, --resume goes on") from error
         raise
-    finally:
-        if session.processes.is_main:
-            session.display.say(f"report: {write_report(recipe.folder)}")
+    _report(session)
+
+
+def _try_out(policy: Policy, prompt: str) -> None:
+    """The self-check, which is also the first time that the pipeline runs with the recipe's arguments."""
+    from .self_check import self_check
+
+    try:
+        self_check(policy, prompt)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if reason := _explained(error):
+            raise UserError(reason) from error
+        given = ", ".join(f"{key}={value}" for key, value in policy.call.items())
+        raise UserError(f"call: {type(policy.pipe).__name__} cannot run with {given}: {error}") from error
+
+
+def _explained(error: BaseException) -> str | None:
+    """What the user has to mend; None where this program is at fault."""
+    import torch
+
+    from rewards import RewardError
+
+    if isinstance(error, (RewardError, OSError)):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "out of GPU memory: lower batch.rollout, batch.update or evaluation.batch, "
+            "or set model.gradient_checkpointing=true"
+        )
+    return None
+
+
+def _rescue(session: Run) -> None:
+    """Save and report after a failure. What fails here too is told, and never hides the failure itself."""
+    for what, write in (("state", session.save), ("report", lambda: _report(session))):
+        try:
+            write()
+        except Exception as error:
+            session.display.say(f"{what} not saved: {_joined(error)}")
+
+
+def _report(session: Run) -> None:
+    from .report import write_report
+
+    if session.processes.is_main:
+        session.display.say(f"report: {write_report(session.folder)}")
+
+
+def _quiet_loading() -> None:
+    """Progress bars of the libraries belong on a terminal only."""
+    import diffusers
+    import transformers
+
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def _algorithm(recipe: Recipe) -> ModuleType:
@@ -119,7 +184,8 @@ def _claim_folder(recipe: Recipe, resume: bool) -> None:
     folder = recipe.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output: {folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
+    # A run that was refused before it began leaves prompt embeddings at most.
+    if not resume and folder.is_dir() and any(path.name != "embeddings" for path in folder.iterdir()):
         raise UserError(
             f"output: {folder} already holds a run; add --resume to go on, or output=... for another folder"
         )
@@ -127,9 +193,12 @@ def _claim_folder(recipe: Recipe, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output: cannot create {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"output: {folder} cannot be written to")
 
 
-def _one_line(error: Exception) -> str:
+def _joined(error: Exception) -> str:
+    """All of a message, in one line."""
     return " ".join(str(error).split())
 
 

@@ -5,18 +5,19 @@ N videos
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rewards import Clip, Reward, load, score
+from rewards import Clip, Reward, RewardError, Scores, load, score
 from rewards.statistics import image_statistics
 
 from .config import Recipe
 from .data import Prompt
-from .errors import UserError
+from .errors import UserError, one_line
 
 
 class Readings(NamedTuple):
@@ -33,7 +34,10 @@ class Scorer:
         self.weights, self.fps = recipe.trained_rewards, recipe.fps
         self.rewards: dict[str, Reward] = {}
         for name, config in recipe.rewards.items():
-            reward = load(config.use, **config.options)
+            try:
+                reward = load(config.use, **config.options)
+            except Exception as error:  # what a reward's constructor raises is up to its author
+                raise UserError(f"rewards.{name}: {_described(error)}") from error
             if isinstance(reward, torch.nn.Module):
                 reward.to(device)
             if reward.scope == "batch":
@@ -42,12 +46,15 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, videos: Tensor, prompts: Sequence[Prompt], groups: Sequence[int]) -> Readings:
-        """Score videos (N, F, C, H, W) in [0, 1]; a group's videos have to be here together."""
+        """Score videos (N, F, C, H, W) in [0, 1]; a group's videos have to be here together.
+
+        Raises: RewardError, one line that names the reward, whatever it raised itself.
+        """
         rows = zip(videos, prompts, groups, strict=True)
         clips = [Clip(video, prompt.text, self.fps, group, prompt.meta) for video, prompt, group in rows]
         totals, details = {}, {f"image/{name}": value for name, value in image_statistics(videos).items()}
         for name, reward in self.rewards.items():
-            scores = score(reward, clips)
+            scores = _asked(name, reward, clips)
             totals[name] = scores.total.to(videos.device)
             details |= {f"reward/{name}/{dim}": v.to(videos.device) for dim, v in scores.dims.items()}
         return Readings(totals, {name: value.float() for name, value in details.items()})
@@ -55,6 +62,22 @@ class Scorer:
     def combined(self, totals: dict[str, Tensor]) -> Tensor:
         """(N,) weighted sum of the trained rewards; NaN where any of them is masked."""
         return sum(weight * totals[name] for name, weight in self.weights.items())
+
+
+def _asked(name: str, reward: Reward, clips: list[Clip]) -> Scores:
+    try:
+        return score(reward, clips)
+    except Exception as error:  # as above
+        raise RewardError(f"rewards.{name}: {_described(error)}") from error
+
+
+def _described(error: Exception) -> str:
+    """An error in one line, with the place in the reward's own code where it rose."""
+    if isinstance(error, RewardError):
+        return one_line(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+    return f"{type(error).__name__}: {one_line(error)} ({frame.filename}:{frame.lineno})"
 
 
 def as_matrix(readings: Readings) -> tuple[list[str], Tensor]:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rewards import RewardError
 from samplers import seed_for
 
 from .checkpoint import State, checkpoints, load_state, restore, save_state
@@ -28,6 +30,8 @@ from .metrics import Display, MetricsFile, Timer, Tracker, plain
 from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate
 from .policy import Policy
 from .scoring import Readings, Scorer, as_matrix, summary
+
+T = TypeVar("T")
 
 
 class Run:
@@ -42,6 +46,7 @@ class Run:
         self.recipe, self.policy, self.scorer, self.processes = recipe, policy, scorer, processes
         self.folder: Path = recipe.folder
         self.iteration = self.completed = 0
+        self.saved = -1  # iteration of the newest checkpoint
         self.stream = PromptStream(read_prompts(recipe.data.prompts), recipe.seed, recipe.data.shuffle)
         self.evaluation_prompts = evaluation_prompts(recipe)
         self.optimizer = build_optimizer(policy.parameters, recipe.optimizer)
@@ -63,11 +68,13 @@ class Run:
             return False
         state = load_state(found[-1])
         restore(self.policy.parameters, state.trained, str(found[-1]))
-        self.optimizer.load_state_dict(state.optimizer)
-        if self.average.weights and state.ema:
-            self.average.weights = {n: t.to(self.policy.device) for n, t in state.ema.items()}
+        # Betas and weight decay are the recipe's, which may have changed; the moments are the saved ones.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": groups})
+        if self.average.weights:
+            self.average.weights = {n: t.to(self.policy.device) for n, t in (state.ema or state.trained).items()}
         self.average.updates = state.updates
-        self.completed = state.iteration
+        self.completed = self.saved = state.iteration
         return True
 
     def open(self) -> None:
@@ -80,13 +87,17 @@ class Run:
         """Iterations still to do. Each seeds itself, so that a resumed run repeats the one left alone."""
         if self.completed == 0:
             self.evaluate(0)
+        elif self._evaluation_due(self.completed) and not (self.folder / "samples" / f"{self.completed:06d}").exists():
+            found = plain(self.evaluate(self.completed))
+            if self.metrics:
+                self.metrics.extend_last(found)
         with _graceful_stop(self):
             for iteration in range(self.completed + 1, self.recipe.iterations + 1):
                 self._begin(iteration)
                 with self.timer("iteration"):
                     yield iteration
                 self._finish()
-                if self.processes.any(self.stopping):
+                if self.processes.any(self.stopping) and iteration < self.recipe.iterations:
                     self.save()
                     raise TrainingStopped(f"stopped by a signal after iteration {self.iteration}; --resume goes on")
 
@@ -100,6 +111,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.row: dict[str, float] = {}
+        self.num_samples = 0
         self.timer.seconds.clear()
         self.gradient_norms.clear()
         self.policy.evaluations, self.policy.decode_seconds = 0, 0.0
@@ -107,16 +119,21 @@ class Run:
     def _finish(self) -> None:
         """Write the iteration's metrics; evaluate and save when due."""
         self.completed = self.iteration
-        every, last = self.recipe.evaluation.every, self.iteration == self.recipe.iterations
         row = {"iteration": self.iteration, **plain({**self.row, **self._own_metrics()})}
-        if last or (every and self.iteration % every == 0):
-            row |= plain(self.evaluate(self.iteration))
-        if self.metrics:
-            self.metrics.append(row)
+        try:
+            if self._evaluation_due(self.iteration):
+                row |= plain(self.evaluate(self.iteration))
+        finally:  # the iteration counts even if its evaluation fails; a resume makes up for that
+            if self.metrics:
+                self.metrics.append(row)
         self.tracker.log({k: v for k, v in row.items() if k != "iteration"}, self.iteration)
         self.display.show(self.iteration, row)
-        if last or self.iteration % self.recipe.checkpoint.every == 0:
+        if self.iteration == self.recipe.iterations or self.iteration % self.recipe.checkpoint.every == 0:
             self.save()
+
+    def _evaluation_due(self, iteration: int) -> bool:
+        every = self.recipe.evaluation.every
+        return iteration == self.recipe.iterations or (every > 0 and iteration % every == 0)
 
     def _own_metrics(self) -> dict[str, float]:
         seconds = self.timer.seconds
@@ -129,7 +146,7 @@ class Run:
             "time/rollout": rollout,
             "time/decode": self.policy.decode_seconds,
             **{f"time/{phase}": s for phase, s in seconds.items() if phase != "rollout"},
-            "samples_per_second": self.num_samples / seconds["iteration"],
+            **({"samples_per_second": self.num_samples / seconds["iteration"]} if self.num_samples else {}),
             "drift/weights": self._drift(),
         }
 
@@ -149,21 +166,23 @@ class Run:
     def score(self, videos: Tensor, prompts: list[Prompt], groups: list[int], group_size: int) -> Readings:
         """Score this process's samples and return those of all processes, whole groups in stream order.
 
-        Raises: TrainingStopped where more than `max_invalid` of the samples are masked.
+        Raises: RewardError where a reward fails; TrainingStopped where more than `max_invalid` of the samples are
+            masked.
         """
         with self.timer("reward"):
-            names, local = as_matrix(self.scorer(videos, prompts, groups))
+            names, local = as_matrix(self.together(lambda: self.scorer(videos, prompts, groups)))
             rows = self.processes.gather(local.view(-1, group_size, len(names))).flatten(0, 1)
         columns = dict(zip(names, rows.unbind(1), strict=True))
         totals = {name: columns[f"reward/{name}"] for name in self.scorer.rewards}
         combined = self.scorer.combined(totals)
-        invalid = int(combined.isnan().sum())
+        valid = combined[~combined.isnan()]
+        invalid = len(combined) - len(valid)
         self.num_samples = len(rows)
         self.log(
             {
                 **summary(names, rows),
-                "reward/mean": float(combined.nanmean()),
-                "reward/std": float(combined[~combined.isnan()].std(correction=0)),
+                "reward/mean": float(valid.mean()),
+                "reward/std": float(valid.std(correction=0)) if len(valid) else float("nan"),
                 "reward/invalid": invalid,
             }
         )
@@ -174,6 +193,17 @@ class Run:
                 f"(max_invalid is {self.recipe.max_invalid}); mend the reward, then --resume"
             )
         return Readings(totals, columns)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run work that asks rewards in every process; where one fails all raise, so that none waits for it."""
+        failure = None
+        try:
+            result = work()
+        except RewardError as error:
+            failure = error
+        if self.processes.any(failure is not None):
+            raise failure or RewardError("a reward failed in another process")
+        return result
 
     def apply_update(self) -> None:
         """Sum the gradients over processes, clip, step, average the weights."""
@@ -200,15 +230,19 @@ class Run:
         return self.policy.using(self.average.weights) if self.average.weights else nullcontext()
 
     def save(self) -> None:
-        """Checkpoint and the weights that plain diffusers loads."""
-        if not self.processes.is_main:
+        """Write the weights that plain diffusers loads, then a checkpoint, unless it is there already.
+
+        After a failure in the middle of an iteration, updates that it has made are in the weights that are saved.
+        """
+        if not self.processes.is_main or self.saved == self.completed:
             return
+        with self._averaged():
+            self.policy.save(self.folder)
         trained = {n: p.detach() for n, p in self.policy.parameters.items()}
         averages = self.average.weights, self.average.updates
         state = State(self.completed, trained, self.optimizer.state_dict(), *averages)
         save_state(self.folder / "checkpoints", state, self.recipe.checkpoint.keep)
-        with self._averaged():
-            self.policy.save(self.folder)
+        self.saved = self.completed
 
     def close(self) -> None:
         self.display.close()
