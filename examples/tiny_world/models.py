@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from . import world
 
 TEXT_DIM = 64
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -76,12 +78,17 @@ def save_pipeline(
     text_encoder: UMT5EncoderModel,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a folder that DiffusionPipeline.from_pretrained loads."""
-    pipe = WanPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=text_encoder.to(dtype),
-        vae=vae.to(dtype),
-        transformer=transformer.to(dtype),
-        scheduler=scheduler(),
-    )
-    pipe.save_pretrained(folder)
+    """Write a folder that DiffusionPipeline.from_pretrained loads. The weights are stored in `dtype`."""
+    vae, transformer, text_encoder = (copy.deepcopy(m).cpu().to(dtype) for m in (vae, transformer, text_encoder))
+    vae.register_to_config(_name_or_path="")
+    WanPipeline(tokenizer(), text_encoder, vae, scheduler(), transformer).save_pretrained(folder)
+    save_tokenizer(Path(folder) / "tokenizer")
+    index = Path(folder) / "model_index.json"
+    index.write_text(index.read_text().replace("TokenizersBackend", TOKENIZER_CLASS))
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Save under the class name that every version of transformers knows; 5.x writes a name of its own."""
+    tokenizer().save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("TokenizersBackend", TOKENIZER_CLASS))

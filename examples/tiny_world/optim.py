@@ -61,6 +61,7 @@ class Budget(NamedTuple):
 
     steps: int
     seconds: float = math.inf
+    save_every: float = 60.0  # seconds
 
     def progress(self, step: int, elapsed: float) -> float:
         return min(1.0, max(step / self.steps, elapsed / self.seconds))
@@ -74,7 +75,7 @@ class Training:
     Args:
         modules: name -> module; what a checkpoint holds besides the optimisers.
         optimisers: stepped together.
-        folder: where `state.pt` is written, aside and renamed, every `save_every` seconds.
+        folder: where `state.pt` is written, aside and renamed.
     """
 
     def __init__(
@@ -84,10 +85,9 @@ class Training:
         budget: Budget,
         folder: Path,
         generator: torch.Generator,
-        save_every: float = 60.0,
     ):
         self.modules, self.optimisers, self.budget, self.generator = modules, optimisers, budget, generator
-        self.path, self.save_every = Path(folder) / "state.pt", save_every
+        self.path = Path(folder) / "state.pt"
         self.step, self.elapsed = 0, 0.0
         self._peaks = [[group["lr"] for group in o.param_groups] for o in optimisers]
         if self.path.exists():
@@ -117,7 +117,7 @@ class Training:
         self.step, self.elapsed, self._tick = self.step + 1, self.elapsed + now - self._tick, now
 
     def save_if_due(self) -> None:
-        if self.done or time.monotonic() - self._saved >= self.save_every:
+        if self.done or time.monotonic() - self._saved >= self.budget.save_every:
             self.save()
 
     def save(self) -> None:
