@@ -57,7 +57,7 @@ def markdown(recipe: str, overrides: list[str], results: list[dict[str, Any]]) -
         "",
         f"{time.strftime('%Y-%m-%d')}. " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
         "",
-        "Changes are paired over held-out prompts, after minus before, with standard error and z in brackets. Given valid:",
+        "Changes are paired over held-out prompts, after minus before; in brackets standard error and z. Given valid:",
         "over the prompts whose video is valid before and after.",
         "",
         "| seed | reward | before | after | change | given valid | valid | area ratio | evaluations | seconds |",
