@@ -161,7 +161,10 @@ class SDEScheduler:
         return sample
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the stock scheduler: a tuned pipeline is an ordinary pipeline."""
+        """Save the stock scheduler: a tuned pipeline is an ordinary pipeline.
+
+        `pipe.save_pretrained` leaves out what is not diffusers' own: set `pipe.scheduler = pipe.scheduler.stock` first.
+        """
         self.stock.save_pretrained(*args, **kwargs)
 
 

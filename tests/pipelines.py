@@ -33,8 +33,8 @@ SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "nu
 SIZES |= {"vocab_size": 128, "bos_token_id": 3, "eos_token_id": 1, "pad_token_id": 0}
 
 
-def t5(multilingual: bool = False) -> Any:
-    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": 128}
+def t5(multilingual: bool = False, width: int = 16) -> Any:
+    sizes = {"d_model": width, "d_ff": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": 128}
     if multilingual:
         return transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes))
     return transformers.T5EncoderModel(transformers.T5Config(**sizes))
@@ -191,8 +191,8 @@ def stable_diffusion_3() -> tuple[Any, dict]:
         num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32,
     )  # fmt: skip
     vae = image_vae(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609)
-    text = {"text_encoder": clip(True), "text_encoder_2": clip(True), "text_encoder_3": None}
-    names = {"tokenizer": tokenizer(77), "tokenizer_2": tokenizer(77), "tokenizer_3": None}
+    text = {"text_encoder": clip(True), "text_encoder_2": clip(True), "text_encoder_3": t5(width=32)}
+    names = {"tokenizer": tokenizer(77), "tokenizer_2": tokenizer(77), "tokenizer_3": tokenizer()}
     parts = {**text, **names, "transformer": transformer, "vae": vae, "scheduler": euler(shift=3.0)}
     return diffusers.StableDiffusion3Pipeline(**parts), image_call(guidance_scale=4.0)
 

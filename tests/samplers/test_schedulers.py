@@ -60,12 +60,11 @@ def test_grid_is_the_stock_one(name, tmp_path):
 
 
 def test_stock_levels_written_out():
-    """The grids that the kernels are tested on are those of the installed diffusers."""
-    for config, ours in [
-        (EULER(shift=3.0).config, grids.euler),
-        (UNIPC(**FLOW, flow_shift=3.0).config, grids.new_unipc),
-    ]:
-        scheduler = FlowSDEScheduler.from_config(config)
+    """The grids that the kernels are tested on are those of the installed diffusers; its DPM solver still has the one
+    that UniPC had before."""
+    dpm, unipc = diffusers.DPMSolverMultistepScheduler(**FLOW, flow_shift=3.0), UNIPC(**FLOW, flow_shift=3.0)
+    for stock, ours in [(EULER(shift=3.0), grids.euler), (unipc, grids.new_unipc), (dpm, grids.old_unipc)]:
+        scheduler = FlowSDEScheduler(stock)
         scheduler.set_timesteps(20)
         assert scheduler.levels == pytest.approx(ours(20, 3.0), abs=1e-6)
 
