@@ -269,11 +269,11 @@ def sprite_shape(sharpness: float = 20.0) -> SpriteReward:
     return SpriteReward("sprite_shape", judge)
 
 
-def sprite_motion(speed: float = 1.35, area: float | None = 110.5, guard: float = 1.0) -> SpriteReward:
+def sprite_motion(speed: float = 1.35, area: float | None = 108.6, guard: float = 1.0) -> SpriteReward:
     """Move at `speed` px a frame the way the prompt says: (1 - |v - speed| / 0.9)+ x cos(direction), in [-1, 1].
 
     Minus guard x (|area of the sprite / `area` - 1| - 0.15)+, since a sprite that grows is easier to move than one
-    that stays. `area` is the mean on the base model; None switches the guard off.
+    that stays. `area` is the mean of the shipped base model; None switches the guard off.
     """
 
     def judge(seen: SpriteMeasures, said: Words):

@@ -34,7 +34,7 @@ class Plan:
     vae_steps: int = 1700
     clips: int = 16384  # cached latents
     transformer_steps: int = 1800
-    base_step: int = 800  # the early checkpoint that becomes `base`
+    base_step: int = 900  # the early checkpoint that becomes `base`
     clip_steps: int = 600
     minutes: float = math.inf  # for all three trainings; they end early where it does not suffice
     seed: int = 0
