@@ -30,18 +30,25 @@ class Processes:
         return items[self.rank :: self.count]
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum gradients over the processes; a parameter without one counts as zero everywhere."""
+        """Sum gradients over the processes; where only some have one the others count as zero.
+
+        Where none has, as in an expert that no trained step ran, it stays None: the optimiser passes over it, as it
+        does with one process.
+        """
         if self.count == 1:
             return
-        for p in parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-            dist.all_reduce(p.grad)
+        parameters = list(parameters)
+        having = self.sum(torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)).tolist()
+        for p, number in zip(parameters, having, strict=True):
+            if number:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                dist.all_reduce(p.grad)
 
     def gather(self, rows: Tensor) -> Tensor:
         """(N, ...) rows of every process, in the order that `share` dealt them out; they may differ in number."""
         if self.count == 1:
             return rows
+        rows = rows.to(self.device)  # which is where the backend can send from
         number = torch.tensor([len(rows)], device=rows.device)
         numbers = [torch.zeros_like(number) for _ in range(self.count)]
         dist.all_gather(numbers, number)

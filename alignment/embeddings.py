@@ -3,19 +3,24 @@
 What `encode_prompt` returns differs from pipeline to pipeline (masks, pooled vectors, position ids), so the cache wraps
 that method itself and knows nothing about its results but which of them have a row for each prompt. One file a prompt,
 keyed by content, encoders and settings, memory-mapped.
+
+Each prompt is encoded on its own, so that its embedding does not depend on its batch. Left to the pipeline are calls
+that a key cannot describe (images) and batches of prompts whose embeddings differ in length.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import os
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
-from safetensors import safe_open
+import transformers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +29,7 @@ class Entry(NamedTuple):
     """What encode_prompt returned."""
 
     tensors: tuple[Tensor | None, ...]
+    rows: tuple[bool, ...]  # which of them have a row for each prompt
     single: bool  # returned bare, not as a tuple
 
 
@@ -39,8 +45,8 @@ class EmbeddingCache:
         self.original: Callable[..., Any] | None = pipe.encode_prompt
         self.signature = inspect.signature(pipe.encode_prompt)
         self.encoders = _fingerprint(pipe)
-        self.memory: dict[str, Entry] = {}
         self.settings: dict[str, dict[str, Any]] = {}  # the settings that the pipeline has asked for so far
+        self.rows: dict[str, tuple[bool, ...]] = {}  # settings -> which results have a row for each prompt
         self.cacheable = True
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -56,30 +62,45 @@ class EmbeddingCache:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = dict(self.signature.bind(*args, **kwargs).arguments)
         prompts = call.pop("prompt", None)
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        given = any(isinstance(value, Tensor) for value in call.values())
-        if not self.cacheable or prompts is None or given:
+        if prompts is None:
             return self._run(args, kwargs)
-        lists = {k: v for k, v in call.items() if isinstance(v, list) and len(v) == len(prompts)}
+        self.cacheable &= _is_plain({name: value for name, value in call.items() if name != "device"})
+        if not self.cacheable:
+            return self._run(args, kwargs)
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        lists = {k: v for k, v in call.items() if "prompt" in k and isinstance(v, list) and len(v) == len(prompts)}
         shared = {k: v for k, v in call.items() if k not in lists}
-        self.settings.setdefault(str({**shared, "device": None}), shared)
+        self.settings[_named(shared)] = shared
         rows = [{**{k: v[i] for k, v in lists.items()}, "prompt": prompts[i]} for i in range(len(prompts))]
         try:
-            entry = self._stack(rows, shared)
+            found = {repr(row): self._entry(row, shared) for row in {repr(row): row for row in rows}.values()}
         except NotTensorsError:
             self.cacheable = False
             return self._run(args, kwargs)
-        return entry.tensors[0] if entry.single else entry.tensors
+        entries = [found[repr(row)] for row in rows]
+        if not _same_shapes(entries):
+            return self._run(args, kwargs)
+        device = torch.device(shared.get("device") or self.pipe._execution_device)
+        columns = zip(entries[0].rows, zip(*(entry.tensors for entry in entries), strict=True), strict=True)
+        stacked = [torch.cat(column) if has_rows else column[0] for has_rows, column in columns]
+        stacked = tuple(None if t is None else t.to(device) for t in stacked)
+        return stacked[0] if entries[0].single else stacked
 
-    def embed(self, prompts: Sequence[str]) -> None:
-        """Embed these prompts under every setting that the pipeline has asked for so far (call it once before)."""
-        for shared in list(self.settings.values()):
-            for prompt in dict.fromkeys(prompts):
-                self._entry([{"prompt": prompt}], shared)
-            self._layout({"prompt": prompts[0]}, shared)
+    def hold(self, prompts: Sequence[str]) -> bool:
+        """Embed these prompts under every setting that the pipeline has asked for so far (it has to have run once).
+
+        Returns: whether any batch of them can now be served without the encoders.
+        """
+        if not self.cacheable or not self.settings:
+            return False
+        every = [
+            [self._entry({"prompt": prompt}, shared) for prompt in dict.fromkeys(prompts)]
+            for shared in self.settings.values()
+        ]
+        return all(_same_shapes(entries) for entries in every)
 
     def release_encoders(self) -> None:
-        """Drop the text encoders from the pipeline and from memory; every prompt has to be embedded by now."""
+        """Drop the text encoders from the pipeline and from memory."""
         for name in [n for n in self.pipe.components if n.startswith("text_encoder")]:
             setattr(self.pipe, name, None)
         self.original = None
@@ -89,51 +110,58 @@ class EmbeddingCache:
             raise RuntimeError(f"the text encoders were dropped before this was embedded: {kwargs.get('prompt')!r}")
         return self.original(*args, **kwargs)
 
-    def _stack(self, rows: list[dict[str, Any]], shared: dict[str, Any]) -> Entry:
-        """One entry for the whole batch. Prompts of unequal length are encoded together, as the pipeline would."""
-        entries = [self._entry([row], shared) for row in rows]
-        if len(entries) == 1:
-            return entries[0]
-        grows = self._layout(rows[0], shared)
-        columns = list(zip(*(entry.tensors for entry in entries), strict=True))
-        if any(g and len({t.shape[1:] for t in column}) > 1 for column, g in zip(columns, grows, strict=True)):
-            return self._entry(rows, shared)
-        stacked = (torch.cat(column) if g else column[0] for column, g in zip(columns, grows, strict=True))
-        return Entry(tuple(stacked), entries[0].single)
-
-    def _layout(self, row: dict[str, Any], shared: dict[str, Any]) -> list[bool]:
-        """Which results have a row for each prompt: encode one prompt once and twice, and compare."""
-        one, two = self._entry([row], shared), self._entry([row, row], shared)
-        pairs = zip(one.tensors, two.tensors, strict=True)
-        return [a is not None and a.shape[:1] != b.shape[:1] for a, b in pairs]
-
-    def _entry(self, rows: list[dict[str, Any]], shared: dict[str, Any]) -> Entry:
-        """The results for these rows, from memory, from disk or from the encoders."""
-        key = self._key(rows, shared)
-        if key not in self.memory:
-            path = self.folder / f"{key}.safetensors"
-            if not path.exists():
-                lists = {name: [row[name] for row in rows] for name in rows[0]}
-                result = self._run((), {**shared, **lists})
-                single = isinstance(result, Tensor)
-                result = (result,) if single else result
-                if not isinstance(result, tuple) or not all(t is None or isinstance(t, Tensor) for t in result):
-                    raise NotTensorsError
-                _write(path, Entry(result, single))
+    def _entry(self, row: dict[str, Any], shared: dict[str, Any]) -> Entry:
+        """The results for one prompt, from disk or from the encoders."""
+        content = repr((self.encoders, _named(shared), sorted(row.items())))
+        path = self.folder / f"{hashlib.sha256(content.encode()).hexdigest()[:40]}.safetensors"
+        entry = _read(path)
+        if entry is None:
+            result = self._encode([row], shared)
+            tensors = (result,) if isinstance(result, Tensor) else result
+            _write(path, Entry(tensors, self._with_rows(row, tensors, shared), isinstance(result, Tensor)))
             entry = _read(path)
-            device = torch.device(shared.get("device") or self.pipe._execution_device)
-            self.memory[key] = Entry(tuple(None if t is None else t.to(device) for t in entry.tensors), entry.single)
-        return self.memory[key]
+        return entry
 
-    def _key(self, rows: list[dict[str, Any]], shared: dict[str, Any]) -> str:
-        settings = sorted((k, str(v)) for k, v in shared.items() if k != "device")
-        content = repr((self.encoders, settings, [sorted(row.items()) for row in rows]))
-        return hashlib.sha256(content.encode()).hexdigest()[:40]
+    def _encode(self, rows: list[dict[str, Any]], shared: dict[str, Any]) -> Any:
+        result = self._run((), {**shared, **{name: [row[name] for row in rows] for name in rows[0]}})
+        several = isinstance(result, tuple) and all(t is None or isinstance(t, Tensor) for t in result)
+        if not several and not isinstance(result, Tensor):
+            raise NotTensorsError
+        return result
+
+    def _with_rows(self, row: dict[str, Any], one: tuple, shared: dict[str, Any]) -> tuple[bool, ...]:
+        """Which results have a row for each prompt: encode one prompt twice and compare. Once for all prompts."""
+        settings = _named(shared)
+        if settings not in self.rows:
+            two = self._encode([row, row], shared)
+            pairs = zip(one, (two,) if isinstance(two, Tensor) else two, strict=True)
+            self.rows[settings] = tuple(a is not None and a.shape[:1] != b.shape[:1] for a, b in pairs)
+        return self.rows[settings]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether repr tells all: true of numbers and texts, not of images."""
+    if isinstance(value, dict):
+        return all(_is_plain(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+
+
+def _named(shared: dict[str, Any]) -> str:
+    return repr(sorted((name, value) for name, value in shared.items() if name != "device"))
+
+
+def _same_shapes(entries: list[Entry]) -> bool:
+    """Whether these prompts' embeddings can be put together."""
+    shapes = {tuple(None if t is None else t.shape for t in entry.tensors) for entry in entries}
+    return len(shapes) == 1
 
 
 def _fingerprint(pipe: Any) -> str:
-    """A digest of the text encoders' weights (sampled) and of the tokenizers' vocabularies."""
-    digest = hashlib.sha256(type(pipe).__name__.encode())
+    """A digest of the text encoders' weights (sampled), of the tokenizers' vocabularies and of the code's version."""
+    versions = (type(pipe).__name__, diffusers.__version__, transformers.__version__)
+    digest = hashlib.sha256(repr(versions).encode())
     for name, part in sorted(pipe.components.items()):
         if name.startswith("text_encoder") and part is not None:
             for key, tensor in part.state_dict().items():
@@ -147,13 +175,22 @@ def _fingerprint(pipe: Any) -> str:
 
 def _write(path: Path, entry: Entry) -> None:
     tensors = {f"{i:02d}": t.detach().contiguous().cpu().clone() for i, t in enumerate(entry.tensors) if t is not None}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={"count": str(len(entry.tensors)), "single": str(entry.single)})
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}")  # a name of its own: processes may write the same entry
+    rows = "".join(str(int(has_rows)) for has_rows in entry.rows)
+    save_file(tensors, temporary, metadata={"rows": rows, "single": str(entry.single)})
     temporary.replace(path)
 
 
-def _read(path: Path) -> Entry:
-    with safe_open(path, "pt") as file:
-        meta, keys = file.metadata(), set(file.keys())
-        names = [f"{i:02d}" for i in range(int(meta["count"]))]
-        return Entry(tuple(file.get_tensor(n) if n in keys else None for n in names), meta["single"] == "True")
+def _read(path: Path) -> Entry | None:
+    """The entry, memory-mapped; None where there is none or a crash of the machine damaged it."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            meta, keys = file.metadata(), set(file.keys())
+            rows = tuple(character == "1" for character in meta["rows"])
+            names = [f"{i:02d}" for i in range(len(rows))]
+            tensors = tuple(file.get_tensor(n) if n in keys else None for n in names)
+            return Entry(tensors, rows, meta["single"] == "True")
+    except SafetensorError:
+        return None

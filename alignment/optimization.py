@@ -27,13 +27,15 @@ def clip_gradients(parameters: dict[str, nn.Parameter], max_norm: float) -> floa
 
     Raises: TrainingStopped where a gradient is not finite; the weights are untouched then.
     """
-    norm = float(nn.utils.clip_grad_norm_(list(parameters.values()), max_norm))
-    if norm != norm or norm == float("inf"):
-        bad = next((n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()), "?")
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    norm = nn.utils.get_total_norm(gradients.values())
+    if not norm.isfinite():
+        bad = next((name for name, gradient in gradients.items() if not gradient.isfinite().all()), "their norm")
         raise TrainingStopped(
             f"the gradient is not finite (first in {bad}); lower optimizer.lr or use model.dtype=float32"
         )
-    return norm
+    nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, norm)
+    return float(norm)
 
 
 class WeightAverage:

@@ -12,6 +12,7 @@ import difflib
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Policy:
             if model.gradient_checkpointing:
                 denoiser.enable_gradient_checkpointing()
             if model.attention:
-                denoiser.set_attention_backend(model.attention)
+                _set_attention(denoiser, model.attention)
         if model.vae_tiling:
             pipe.vae.enable_tiling()
         pipe.set_progress_bar_config(disable=True)
@@ -79,11 +80,14 @@ class Policy:
         self.embeddings = EmbeddingCache.install(self.pipe, folder)
 
     def release_encoders(self, prompts: Sequence[str]) -> None:
-        """Embed these prompts, then free the text encoders; the pipeline has to have run once before."""
-        if self.embeddings is not None:
-            self.embeddings.embed(prompts)
-            if self.embeddings.cacheable:
-                self.embeddings.release_encoders()
+        """Embed these prompts, then free the text encoders; the pipeline has to have run once before.
+
+        Raises: UserError where they are needed at every call.
+        """
+        if self.embeddings is None or not self.embeddings.hold(prompts):
+            name = type(self.pipe).__name__
+            raise UserError(f"model.drop_encoders: {name} needs its text encoders at every call; set it to false")
+        self.embeddings.release_encoders()
 
     def rollout(
         self,
@@ -102,6 +106,7 @@ class Policy:
         self, trajectory: Trajectory, prompts: list[str], visit: Callable[[Moment, Recorded], None], **call: Any
     ) -> None:
         """Run the recorded steps again; `visit` sees each with its graph (see samplers.replay)."""
+        trajectory = moved(trajectory, self.device)
         with self._running(self.scheduler):
             replay(self.pipe, trajectory, visit, **{**self.call, **call, "prompt": prompts, "generator": None})
 
@@ -115,20 +120,21 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """The weights before training: adapters off, or the copy that `keep_reference` made."""
-        if self.model.trained == "lora":
-            for denoiser in self.denoisers.values():
-                denoiser.disable_adapters()
-            try:
-                yield
-            finally:
-                for denoiser in self.denoisers.values():
-                    denoiser.enable_adapters()
-        else:
+        """The weights before training, without gradients: adapters off, or the copy that `keep_reference` made."""
+        if self.model.trained == "full":
             if self.full_reference is None:
                 raise RuntimeError("keep_reference has to be called before training")
-            with self.using(self.full_reference):
+            with torch.no_grad(), self.using(self.full_reference):
                 yield
+            return
+        for denoiser in self.denoisers.values():
+            denoiser.disable_adapters()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for denoiser in self.denoisers.values():
+                denoiser.enable_adapters()
 
     def keep_reference(self) -> None:
         """Make `reference` available; full fine-tuning copies its weights for that."""
@@ -189,11 +195,14 @@ class Policy:
         lora = self.model.lora
         parameters = {}
         for component, denoiser in self.denoisers.items():
-            _check_targets(component, denoiser, lora.targets)
+            linear = (nn.Linear, nn.Conv2d, nn.Conv3d)
+            check_targets(component, [n for n, m in denoiser.named_modules() if isinstance(m, linear)], lora.targets)
             config = PeftLoraConfig(
                 r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True
             )
-            denoiser.add_adapter(config)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # every process starts from the same adapters, whatever ran in it before
+                denoiser.add_adapter(config)
             for name, p in denoiser.named_parameters():
                 if "lora_" in name:
                     p.data = p.data.float()
@@ -234,7 +243,8 @@ def save_lora(pipe: Any, denoisers: dict[str, nn.Module], folder: Path) -> None:
     """Write adapters as the pipeline's own load_lora_weights takes them: pytorch_lora_weights.safetensors.
 
     A second expert goes to a folder of its own inside (load_lora_weights(..., load_into_transformer_2=True)); a
-    pipeline without LoRA loading gets one folder a denoiser, for denoiser.load_lora_adapter.
+    pipeline without LoRA loading gets one folder a denoiser, for denoiser.load_lora_adapter(folder, prefix=None,
+    weight_name="pytorch_lora_weights.safetensors").
     """
     with replacing_folder(folder) as new:
         for i, (component, denoiser) in enumerate(denoisers.items()):
@@ -266,6 +276,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def moved(trajectory: Trajectory, device: torch.device | str) -> Trajectory:
+    """The trajectory on another device. Recorded states of a large model fill it fast, so they wait in host memory."""
+    steps = [replace(s, x=s.x.to(device), x_next=s.x_next.to(device), mean=s.mean.to(device)) for s in trajectory.steps]
+    return replace(trajectory, steps=tuple(steps))
+
+
 def as_videos(frames: Tensor) -> Tensor:
     """(B, F, C, H, W) from what a pipeline returns: images (B, C, H, W) become videos of one frame."""
     frames = torch.as_tensor(frames).float()
@@ -291,12 +307,19 @@ def _freeze(pipe: Any) -> None:
             part.requires_grad_(False).eval()
 
 
-def _check_targets(component: str, denoiser: nn.Module, targets: Collection[str]) -> None:
-    linear = {name for name, m in denoiser.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d))}
+def _set_attention(denoiser: nn.Module, backend: str) -> None:
+    try:
+        denoiser.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"model.attention: {backend!r} cannot be used here: {error}") from error
+
+
+def check_targets(component: str, layers: Collection[str], targets: Collection[str]) -> None:
+    """Raises: UserError for a LoRA target that is the ending of no layer's name."""
     for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in linear):
+        if not any(name == target or name.endswith("." + target) for name in layers):
             endings = sorted({".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.rpartition(".")[2]
-                              for name in linear})  # fmt: skip
+                              for name in layers})  # fmt: skip
             near = difflib.get_close_matches(target, endings, 3, cutoff=0.3)
             raise UserError(
                 f"model.lora.targets: {target!r} matches no layer of {component}"

@@ -1,20 +1,23 @@
 """The start-up self-check: does this pipeline meet the contract that rollout and replay rest on?
 
-Two samples, three steps: a replay from the second step has to repeat the rollout's means, and its gradient has to reach
-the trained weights. It costs four forward passes and turns what would be a wrong gradient into one line.
+Two samples, four steps: a replay of the middle ones has to repeat the rollout's means, so that it may start anywhere
+and carry one step's state to the next, and its gradient has to reach the trained weights. It costs six forward passes
+and turns what would be a wrong gradient into one line.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from samplers import Moment, Recorded, Trajectory
+from samplers import Moment, Recorded
 from samplers.transitions import log_prob, log_ratio
 
 from .errors import UserError
 from .policy import Policy
 
-STEPS = 3
+STEPS = 4
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}  # of |log-ratio|
 
 
@@ -32,20 +35,19 @@ def self_check(policy: Policy, prompt: str) -> None:
 
     short = {"num_inference_steps": STEPS, "output_type": "latent"}
     try:
-        rollout = policy.rollout(prompts, [0, 1], [2, 3], [0, 1], **short)
-        recorded = rollout.trajectory
-        if [step.index for step in recorded.steps] != [0, 1]:
+        trajectory = policy.rollout(prompts, [0, 1], [2, 3], [0, 1, 2], **short).trajectory
+        if [step.index for step in trajectory.steps] != [0, 1, 2]:
             raise UserError(f"model: {name} does not call its scheduler once a step; it cannot be aligned")
-        policy.replay(Trajectory(recorded.steps[1:], recorded.injectable), prompts, visit, **short)
+        policy.replay(replace(trajectory, steps=trajectory.steps[1:]), prompts, visit, **short)
     finally:
         scheduler.window = window
-    if not found or found[0] > TOLERANCE[policy.dtype]:
+    if len(found) != 2 or not all(ratio <= TOLERANCE[policy.dtype] for ratio in found):  # NaN fails too
         raise UserError(
-            f"model: a replay of {name} does not repeat its rollout (log-ratio off by {found[0] if found else '?'}); "
+            f"model: a replay of {name} does not repeat its rollout (log-ratios off by {found}); "
             "its loop keeps a state that the scheduler does not see"
         )
-    without = [name for name, p in policy.parameters.items() if p.grad is None]
+    reached = any(p.grad is not None for p in policy.parameters.values())
     for p in policy.parameters.values():
         p.grad = None
-    if len(without) == len(policy.parameters):
+    if not reached:
         raise UserError(f"model: no gradient reaches the trained weights of {name}")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ from ..advantages import group_advantages, group_statistics
 from ..config import Recipe
 from ..data import Prompt
 from ..objectives import clipped_surrogate, is_clipped
-from ..policy import Policy, as_videos
+from ..policy import Policy, as_videos, moved
 from ..training import Run
 
 
@@ -57,8 +57,7 @@ class Samples(NamedTuple):
 
     prompts: list[Prompt]  # N
     groups: list[int]  # N, position of the prompt in the stream
-    videos: Tensor  # (N, F, C, H, W) in [0, 1]
-    trajectory: Trajectory
+    trajectory: Trajectory  # in host memory
 
 
 def check(recipe: Recipe, processes: int = 1) -> list[str]:
@@ -75,6 +74,12 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
         wrong.append(f"sampler.window: [{start}, {stop}] holds no step of a rollout of {num_steps} (sampler.steps)")
     elif config.trained_steps is not None and not 1 <= config.trained_steps <= stop - start:
         wrong.append(f"algorithm.trained_steps: {config.trained_steps} of {stop - start} stochastic steps")
+    elif stop == num_steps and recipe.sampler.kernel in ("cps", "ddim"):
+        wrong.append(
+            f"sampler.window: kernel {recipe.sampler.kernel} adds no noise in the last step; end at {stop - 1}"
+        )
+    if recipe.model.dtype == "float16":
+        wrong.append("model.dtype: gradients of a mean over a latent's elements underflow in float16; use bfloat16")
     if not 1 <= config.updates_per_rollout <= config.group_size:
         wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size")
     if config.prompts_per_iteration < 1 or config.prompts_per_iteration % processes:
@@ -100,8 +105,9 @@ def train(run: Run) -> None:
         prompts = run.next_prompts(config.prompts_per_iteration)
         steps = trained_steps(run.policy.stochastic_steps, config.trained_steps, run.recipe.seed, iteration)
         with run.timer("rollout"):
-            samples = sample_groups(run, prompts, config.group_size, steps)
-        readings = run.score(samples.videos, samples.prompts, samples.groups, config.group_size)
+            samples, videos = sample_groups(run, prompts, config.group_size, steps)
+        readings = run.score(videos, samples.prompts, samples.groups, config.group_size)
+        del videos  # at full size a group of them weighs more than the model
         advantages = own_advantages(run, run.scorer.combined(readings.totals), config)
         with run.timer("update"):
             reference = reference_means(run, samples, config) if config.kl > 0 else None
@@ -119,8 +125,13 @@ def trained_steps(stochastic: list[int], count: int | None, seed: int, iteration
     return sorted(random.Random(seed_for(seed, "steps", iteration)).sample(stochastic, count))
 
 
-def sample_groups(run: Run, prompts: list[tuple[int, Prompt]], group_size: int, steps: list[int]) -> Samples:
-    """Draw `group_size` samples a prompt. A sample depends on its prompt, iteration and number alone."""
+def sample_groups(
+    run: Run, prompts: list[tuple[int, Prompt]], group_size: int, steps: list[int]
+) -> tuple[Samples, Tensor]:
+    """Draw `group_size` samples a prompt, and their videos (N, F, C, H, W) in [0, 1].
+
+    A sample depends on its prompt, iteration and number alone.
+    """
     seed, shared = run.recipe.seed, run.recipe.sampler.shared_noise
     rows = [(position, prompt, member) for position, prompt in prompts for member in range(group_size)]
     latents = [seed_for(seed, "latents", run.iteration, position, 0 if shared else m) for position, _, m in rows]
@@ -131,31 +142,16 @@ def sample_groups(run: Run, prompts: list[tuple[int, Prompt]], group_size: int, 
         texts = [prompt.text for _, prompt, _ in rows[i : i + size]]
         part = run.policy.rollout(texts, latents[i : i + size], noises[i : i + size], steps)
         videos.append(as_videos(part.frames))
-        trajectories.append(part.trajectory)
-    return Samples([p for _, p, _ in rows], [g for g, _, _ in rows], torch.cat(videos), joined(trajectories))
-
-
-def joined(parts: list[Trajectory]) -> Trajectory:
-    """The same steps of several batches, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    steps = [
-        replace(
-            same[0],
-            x=torch.cat([s.x for s in same]),
-            x_next=torch.cat([s.x_next for s in same]),
-            mean=torch.cat([s.mean for s in same]),
-        )
-        for same in zip(*(part.steps for part in parts), strict=True)
-    ]
-    return Trajectory(tuple(steps), parts[0].injectable)
+        trajectories.append(moved(part.trajectory, "cpu"))
+    trajectory = Trajectory.joined(trajectories)
+    return Samples([p for _, p, _ in rows], [g for g, _, _ in rows], trajectory), torch.cat(videos)
 
 
 def own_advantages(run: Run, rewards: Tensor, config: Config) -> Tensor:
     """(N,) advantages of this process's samples, from the rewards of all."""
     groups = torch.arange(len(rewards), device=rewards.device) // config.group_size
     advantages = group_advantages(rewards, groups, std=config.std, clamp=config.max_advantage)
-    spread = group_statistics(rewards, groups, ~rewards.isnan())[2].view(-1, config.group_size)[:, 0]
+    spread = group_statistics(rewards, groups, rewards.isfinite())[2].view(-1, config.group_size)[:, 0]
     run.log(
         {"advantage/std": float(advantages.std(correction=0)), "groups/zero_spread": 1 - float(spread.float().mean())}
     )
@@ -169,13 +165,13 @@ def batches(run: Run, rows: list[int]) -> list[list[int]]:
 
 
 def reference_means(run: Run, samples: Samples, config: Config) -> dict[int, Tensor]:
-    """step index -> (N, ...) mean of the next state under the reference."""
+    """step index -> (N, ...) mean of the next state under the reference, in host memory."""
     found: dict[int, list[Tensor]] = defaultdict(list)
     policy: Policy = run.policy
-    with torch.no_grad(), policy.reference():
+    with policy.reference():
         for rows in batches(run, list(range(len(samples.prompts)))):
             texts = [samples.prompts[i].text for i in rows]
-            policy.replay(samples.trajectory.rows(rows), texts, lambda m, r: found[r.index].append(m.mean))
+            policy.replay(samples.trajectory.rows(rows), texts, lambda m, r: found[r.index].append(m.mean.cpu()))
     return {index: torch.cat(parts) for index, parts in found.items()}
 
 
@@ -195,7 +191,7 @@ def update(
             loss = clipped_surrogate(ratio, advantage, config.clip)
             tally.ratio(ratio.detach(), is_clipped(ratio, advantage, config.clip))
             if reference is not None:
-                divergence = kl_divergence(moment.mean, reference[recorded.index][rows], std)
+                divergence = kl_divergence(moment.mean, reference[recorded.index][rows].to(moment.mean.device), std)
                 tally.kl.append(divergence.detach())
                 loss = loss + config.kl * divergence
             tally.loss.append(loss.detach())

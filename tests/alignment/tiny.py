@@ -1,0 +1,83 @@
+"""Policies and runs on tiny random pipelines, for the tests of learning."""
+
+from pathlib import Path
+
+import torch
+
+from alignment.algorithms import grpo
+from alignment.config import (
+    BatchConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoRAConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    RewardConfig,
+    SamplerConfig,
+)
+from alignment.distributed import Processes
+from alignment.policy import Policy
+from alignment.scoring import Scorer
+from alignment.training import Run
+from samplers.transitions import log_prob
+from tests.pipelines import FAMILIES, PROMPTS, STEPS
+
+DECIDED = ("prompt", "num_inference_steps", "output_type")  # arguments of a call that the policy sets itself
+
+
+def brightness(videos, prompts):
+    """A plain reward whose optimum anyone can see."""
+    return [float(video.mean()) for video in videos]
+
+
+def make_policy(family="wan", model=None, sampler=None, call=None) -> Policy:
+    """A policy on a random pipeline of tests.pipelines; the rest are keys of the recipe's sections."""
+    pipe, given = FAMILIES[family]()
+    config = ModelConfig(path=family, **{"lora": LoRAConfig(rank=4, alpha=8), **(model or {})})
+    if config.dtype != "float32":
+        pipe.to(getattr(torch, config.dtype))
+    given = {key: value for key, value in given.items() if key not in DECIDED}
+    options = SamplerConfig(**{"steps": STEPS, **(sampler or {})})
+    return Policy(pipe, config, options, {**given, **(call or {})}, "cpu")
+
+
+def make_run(folder: Path, policy: Policy, algorithm: grpo.Config | None = None, **recipe) -> Run:
+    """A run of GRPO that rewards brightness, without the command around it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join([*PROMPTS, "a green triangle moves up", "two white dots"]), "utf-8")
+    algorithm = algorithm or grpo.Config(prompts_per_iteration=2, group_size=4)
+    defaults = {
+        "iterations": 2,
+        "rewards": {"brightness": RewardConfig(use="tests.alignment.tiny:brightness")},
+        "evaluation": EvaluationConfig(num_prompts=2, videos=1),
+        "optimizer": OptimizerConfig(lr=1e-3),
+        "batch": BatchConfig(),
+        "data": DataConfig(prompts=str(prompts)),
+    }
+    options = {**defaults, **recipe, "algorithm": algorithm, "model": policy.model, "sampler": policy.sampler}
+    settings = Recipe(name="tiny", output=str(folder / "run"), tracker=None, **options)
+    settings.folder.mkdir(exist_ok=True)
+    processes = Processes(cpu=True)
+    return Run(settings, policy, Scorer(settings, processes.device), processes)
+
+
+def shake(policy: Policy, size: float = 0.1, seed: int = 0) -> None:
+    """Move the trained weights at random, so that nothing is zero by initialisation."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in policy.parameters.values():
+            p.add_(size * torch.randn(p.shape, generator=draw))
+
+
+def imitate(policy: Policy, rows=(0, 1)) -> None:
+    """Add the gradient of -log-prob of freshly sampled steps to the trained weights' gradients."""
+    prompts, count = [PROMPTS[row] for row in rows], len(rows)
+    seeds = list(range(count))
+    trajectory = policy.rollout(prompts, seeds, [10 + s for s in seeds], policy.stochastic_steps).trajectory
+
+    def visit(now, was):
+        (-log_prob(was.x_next, now.mean, now.step.std)).sum().backward()
+
+    policy.replay(trajectory, prompts, visit)
