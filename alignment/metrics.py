@@ -58,12 +58,12 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; the last one of a killed run may be cut short."""
+    """The complete lines of a metrics.jsonl; the last one of a killed run may be cut short or filled with zeros."""
     rows = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and "iteration" in row]
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Display:
 
     def say(self, text: str) -> None:
         if self.active:
-            print(text, flush=True) if self.bar is None else self.bar.console.print(text, markup=False)
+            print(text, flush=True) if self.bar is None else self.bar.console.print(text, markup=False, highlight=False)
 
     def show(self, iteration: int, metrics: dict[str, Any]) -> None:
         names = {"reward/mean": "reward", "reward/std": "spread", "grad_norm": "grad", "time/iteration": "s"}
