@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,28 @@ from .policy import synchronize
 
 
 class Timer:
-    """Seconds by phase, of the iteration in progress."""
+    """Seconds and function evaluations by phase, of the iteration in progress.
 
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, defaultdict(float)
+    `evaluations` counts up as the policy works; a phase gets what was counted while it ran.
+    """
+
+    def __init__(self, device: torch.device, evaluations: Callable[[], int] = lambda: 0):
+        self.device, self.evaluations = device, evaluations
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         synchronize(self.device)
-        start = time.perf_counter()
+        start, counted = time.perf_counter(), self.evaluations()
         yield
         synchronize(self.device)
         self.seconds[phase] += time.perf_counter() - start
+        self.counts[phase] += self.evaluations() - counted
+
+    def clear(self) -> None:
+        self.seconds.clear()
+        self.counts.clear()
 
 
 class MetricsFile:

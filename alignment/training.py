@@ -51,7 +51,7 @@ class Run:
         self.evaluation_prompts = evaluation_prompts(recipe)
         self.optimizer = build_optimizer(policy.parameters, recipe.optimizer)
         self.average = WeightAverage(policy.parameters, recipe.ema)
-        self.timer = Timer(policy.device)
+        self.timer = Timer(policy.device, lambda: policy.evaluations)
         self.display = Display(recipe.iterations, processes.is_main)
         # Adapters are small enough to keep a copy of how they began; full weights have one only as reference.
         lora = policy.model.trained == "lora"
@@ -112,9 +112,9 @@ class Run:
             group["lr"] = rate
         self.row: dict[str, float] = {}
         self.num_samples = 0
-        self.timer.seconds.clear()
+        self.timer.clear()
         self.gradient_norms.clear()
-        self.policy.evaluations, self.policy.decode_seconds = 0, 0.0
+        self.policy.decode_seconds = 0.0
 
     def _finish(self) -> None:
         """Write the iteration's metrics; evaluate and save when due."""
@@ -138,11 +138,15 @@ class Run:
     def _own_metrics(self) -> dict[str, float]:
         seconds = self.timer.seconds
         rollout = seconds["rollout"] - self.policy.decode_seconds
-        counts = self.processes.sum(torch.tensor([float(self.policy.evaluations)], device=self.policy.device))
+        names = ["iteration", "rollout", "update"]
+        counted = torch.tensor([self.timer.counts[name] for name in names], device=self.policy.device)
+        counts = dict(zip(names, self.processes.sum(counted).tolist(), strict=True))
         return {
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": float(np.mean(self.gradient_norms)) if self.gradient_norms else float("nan"),
-            "nfe": float(counts),
+            "nfe": counts["iteration"],
+            "nfe/rollout": counts["rollout"],
+            "nfe/update": counts["update"],
             "time/rollout": rollout,
             "time/decode": self.policy.decode_seconds,
             **{f"time/{phase}": s for phase, s in seconds.items() if phase != "rollout"},

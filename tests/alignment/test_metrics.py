@@ -102,3 +102,13 @@ def test_timer_adds_up_by_phase():
             time.sleep(0.01)
     assert timer.seconds["update"] >= 0.02
     assert 0.01 <= timer.seconds["reward"] < timer.seconds["update"]
+
+
+def test_timer_counts_evaluations_by_phase() -> None:
+    counter = iter(range(0, 100, 10))  # each look at the counter finds ten more
+    timer = Timer(torch.device("cpu"), lambda: next(counter))
+    with timer("iteration"), timer("rollout"):  # looks at 0, 10, then 20 and 30 on the way out
+        pass
+    assert timer.counts == {"rollout": 10, "iteration": 30}
+    timer.clear()
+    assert not timer.counts
