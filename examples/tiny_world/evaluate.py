@@ -10,6 +10,7 @@ import argparse
 import itertools
 from pathlib import Path
 
+import open_clip
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from rewards.contract import Clip, score
 from rewards.sprite import match_readings, measure, read_words, sprite_motion, sprite_smoothness
 
+from . import clip as tiny_clip
 from . import world
 
 COLUMNS = ("valid", "shape", "colour", "background", "motion", "speed", "all", "area", "px/frame", "reward", "smooth")
@@ -79,6 +81,12 @@ def judge_vae(vae, num: int = 192, seed: int = 77) -> dict[str, float]:
     return judge(made, world.captions(sprites)) | {"psnr": psnr}
 
 
+def judge_clip(folder: Path, num: int = 2048) -> dict[str, float]:
+    """Share of fresh frames whose attributes the CLIP in a folder gets right, among captions of all 72 looks."""
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    return tiny_clip.accuracy(model.eval(), open_clip.get_tokenizer(f"local-dir:{folder}"), num)
+
+
 def full_captions(num: int, seed: int = 4321) -> list[str]:
     """Captions of fresh clips, with all their words."""
     return world.captions(world.sample(num, torch.Generator().manual_seed(seed)))
@@ -103,8 +111,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[512], help="max_sequence_length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae", action="store_true", help="measure the autoencoder, too")
+    parser.add_argument("--clip", type=Path, help="a CLIP folder, whose accuracy on 2048 fresh frames is measured, too")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    if args.clip:
+        print("CLIP top-1:", judge_clip(args.clip))
     prompts = args.prompts.read_text().splitlines()[: args.num] if args.prompts else full_captions(args.num or 128)
     pipe = load(args.folder, args.device)
     rows = {}

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m examples.tiny_world.pretrain --out runs/tiny_world
 
-Hardware: one CPU core, about 25 minutes; a GPU with --device cuda. Run again with the same --out, it continues where
+Hardware: one CPU core, about 25 minutes. Run again with the same --out, it continues where
 it was stopped. Result: <out>/base (an early checkpoint, with room for alignment), <out>/final (the last one), and
 <out>/clip. README.md has their quality.
 """
@@ -15,7 +15,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from . import clip as tiny_clip
 from . import models, vae, world
 from . import transformer as denoiser
-from .evaluate import judge_vae
+from .evaluate import judge_clip, judge_vae
 from .optim import Budget
 
 
@@ -55,15 +54,14 @@ def run(out: Path, plan: Plan = Plan(), device: str = "cpu") -> None:
     normalised = vae.normalised(autoencoder, latents)
     budget = plan.budget(plan.transformer_steps, 0.6)
     steps = {plan.base_step}
-    denoiser.train(work / "transformer", normalised, sprites, budget, steps, plan.seed, device=device)
-    snapshots = sorted((work / "transformer").glob("step_*.safetensors"), key=lambda path: int(path.stem[5:]))
-    for name, snapshot in (("base", snapshots[0]), ("final", snapshots[-1])):
-        models.save_pipeline(out / name, autoencoder, *denoiser.read_snapshot(snapshot))
+    last = denoiser.train(work / "transformer", normalised, sprites, budget, steps, plan.seed, device=device)
+    for name, step in (("base", min(plan.base_step, last)), ("final", last)):
+        snapshot = denoiser.read_snapshot(work / "transformer" / f"step_{step}.safetensors")
+        models.save_pipeline(out / name, autoencoder, *snapshot)
 
     seeing = tiny_clip.train(work / "clip", plan.budget(plan.clip_steps, 0.2), plan.seed, device=device)
     tiny_clip.save(out / "clip", seeing)
-    loaded, _, _ = open_clip.create_model_and_transforms(f"local-dir:{out / 'clip'}")
-    print("clip:", tiny_clip.accuracy(loaded.eval(), open_clip.get_tokenizer(f"local-dir:{out / 'clip'}")), flush=True)
+    print("clip:", judge_clip(out / "clip", 512), flush=True)
 
 
 def cached_latents(path: Path, autoencoder, plan: Plan) -> tuple[Tensor, world.Sprites]:

@@ -131,11 +131,11 @@ def train(
     seed: int = 0,
     batch: int = 64,
     device: str = "cpu",
-) -> None:
+) -> int:
     """Train on normalised latents (N, z, f, h, w) and what they show.
 
     Writes `<folder>/step_<n>.safetensors`, the averaged weights, after the steps in `snapshots` and at the end, and
-    continues a `state.pt` in `folder`.
+    continues a `state.pt` in `folder`. Returns: the number of the last step.
     """
     torch.manual_seed(seed)
     transformer, text_encoder = models.transformer().to(device), models.text_encoder().to(device)
@@ -177,6 +177,7 @@ def train(
         if training.step in snapshots or training.done:
             write_snapshot(folder / f"step_{training.step}.safetensors", averages)
         training.save_if_due()
+    return training.step
 
 
 def write_snapshot(path: Path, averages: dict[str, nn.Module]) -> None:
