@@ -23,6 +23,7 @@ from alignment.training import Run
 from samplers.transitions import log_prob
 from tests.pipelines import FAMILIES, PROMPTS, STEPS
 
+NOISE, GUIDANCE = 0.5, 3.0
 DECIDED = ("prompt", "num_inference_steps", "output_type")  # arguments of a call that the policy sets itself
 
 
@@ -61,6 +62,16 @@ def make_run(folder: Path, policy: Policy, algorithm: grpo.Config | None = None,
     settings.folder.mkdir(exist_ok=True)
     processes = Processes(cpu=True)
     return Run(settings, policy, Scorer(settings, processes.device), processes)
+
+
+def grpo_run(folder: Path, **algorithm) -> Run:
+    """A run in its first iteration: guided Wan, DanceGRPO's kernel, two groups of four, weights off the reference."""
+    policy = make_policy(sampler={"kernel": "dance", "noise_level": NOISE}, call={"guidance_scale": GUIDANCE})
+    shake(policy)
+    sizes = {"prompts_per_iteration": 2, "group_size": 4, "clip": 10.0}
+    run = make_run(folder, policy, grpo.Config(**{**sizes, **algorithm}))
+    run.iteration, run.row = 1, {}
+    return run
 
 
 def shake(policy: Policy, size: float = 0.1, seed: int = 0) -> None:

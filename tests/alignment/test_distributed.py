@@ -1,0 +1,158 @@
+"""Two processes (gloo, CPU) against one: the same weights after every update, the same metrics."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from alignment.algorithms import grpo
+from alignment.config import BatchConfig
+from alignment.distributed import Processes
+from tests.alignment.tiny import grpo_run
+
+TRAINING = {"prompts_per_iteration": 4, "updates_per_rollout": 2, "kl": 0.1, "clip": 1e-3}
+
+
+def updates(folder: Path, **batch) -> list[dict[str, torch.Tensor]]:
+    """Train two iterations; the weights after each of the four updates, and the gradients that led there."""
+    run, after = grpo_run(folder, **TRAINING), []
+    run.recipe.batch = BatchConfig(**batch)
+    add = run.processes.add_gradients
+
+    def record(parameters):
+        parameters = list(parameters)
+        add(parameters)
+        gradients = {f"grad/{n}": p.grad.clone() for n, p in run.policy.parameters.items()}
+        after.append({n: p.detach().clone() for n, p in run.policy.parameters.items()} | gradients)
+
+    run.processes.add_gradients = record
+    run.open()
+    grpo.train(run)
+    after.append({n: p.detach().clone() for n, p in run.policy.parameters.items()})
+    return after
+
+
+def collectives(processes: Processes) -> dict:
+    """Every collective once, on data that tells the ranks apart."""
+    rank = processes.rank
+    deal = processes.share(list(range(7)))  # 4 and 3 of them
+    first, second, third = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    first.grad = torch.tensor([1.0 + rank, 10.0])
+    if rank == 1:
+        second.grad = torch.tensor([3.0, 4.0])
+    processes.add_gradients(p for p in (first, second, third))
+    return {
+        "share": deal,
+        "gather": processes.gather(torch.tensor(deal)[:, None] * torch.ones(1, 2)),
+        "one empty": processes.gather(torch.full((rank, 3), 5, dtype=torch.int64)),
+        "both empty": processes.gather(torch.zeros(0, 3)),
+        "flags": processes.gather(torch.tensor([rank == 1, True])),
+        "gradients": [p.grad for p in (first, second, third)],
+        "sum": processes.sum(torch.tensor([1.0, rank])),
+        "any": [processes.any(rank == 1), processes.any(False)],
+        "main": processes.is_main,
+    }
+
+
+def worker(rank: int, folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    processes = Processes(cpu=True)
+    torch.manual_seed(rank)  # nothing may depend on it
+    found = {"collectives": collectives(processes)}
+    processes.wait()
+    found["updates"] = updates(folder / "shared" if rank == 0 else folder / "other", update=3)
+    torch.save(found, folder / f"{rank}.pt")
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (folder, port), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same training in one process, accumulated over batches of another size.
+
+    Rollouts of as many rows as a rank has, so that rewards round alike: their spread is 1e-4 of their size.
+    """
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, updates(folder, rollout=8, update=5)
+
+
+def test_collectives(ranks):
+    first, second = (rank["collectives"] for rank in ranks)
+    assert (first["main"], second["main"]) == (True, False)
+    assert first["share"] == [0, 2, 4, 6]
+    assert second["share"] == [1, 3, 5]
+    for found in (first, second):
+        assert found["gather"].tolist() == [[i, i] for i in range(7)]
+        assert found["one empty"].tolist() == [[5, 5, 5]]
+        assert found["both empty"].shape == (0, 3)
+        assert found["flags"].tolist() == [False, True, True, True]
+        assert found["sum"].tolist() == [2, 1]
+        assert found["any"] == [True, False]
+        assert [g.tolist() for g in found["gradients"][:2]] == [[3, 20], [3, 4]]
+        assert found["gradients"][2] is None  # as with one process, where the optimiser passes over it
+
+
+def test_both_ranks_hold_the_same_weights_after_every_update(ranks):
+    first, second = (rank["updates"] for rank in ranks)
+    assert len(first) == len(second) == 5
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    for before, after in zip(first, first[1:], strict=False):
+        assert all(not torch.equal(before[name], after[name]) for name in after if not name.startswith("grad/"))
+
+
+def test_two_processes_are_one_with_accumulation(ranks, alone):
+    """Adam divides by the gradient's size, so rounding shows in entries whose gradient is next to nothing."""
+    for ours, theirs in zip(ranks[0]["updates"], alone[1], strict=True):
+        for name in theirs:
+            difference, size = (ours[name] - theirs[name]).norm(), theirs[name].norm()
+            assert difference < (1e-2 if name.startswith("grad/") else 1e-3) * size, name
+    first = ranks[0]["updates"][0], alone[1][0]
+    assert all((a - b).norm() < 1e-4 * b.norm() for a, b in zip(*(f.values() for f in first), strict=True))
+
+
+def test_metrics_are_those_of_one_process(folder, alone):
+    ours, theirs = (
+        [json.loads(line) for line in (path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+        for path in (folder / "shared", alone[0])
+    )
+    assert len(ours) == len(theirs) == 2
+    for two, one in zip(ours, theirs, strict=True):
+        assert two.keys() == one.keys()
+        for name in one:
+            if not name.startswith(("time/", "samples_per_second")):
+                assert two[name] == pytest.approx(one[name], rel=1e-2, abs=2e-6), name
+
+
+def test_one_process_needs_no_group():
+    processes = Processes(cpu=True)
+    rows = torch.arange(6).view(3, 2)
+    assert (processes.rank, processes.count, processes.is_main) == (0, 1, True)
+    assert processes.share([1, 2, 3]) == [1, 2, 3]
+    assert processes.gather(rows) is rows
+    assert processes.sum(torch.tensor([2.0])).tolist() == [2]
+    assert processes.any(True)
+    processes.wait()
+    processes.close()
