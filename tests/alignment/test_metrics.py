@@ -1,4 +1,4 @@
-"""metrics.jsonl survives kills; numbers are JSON; the terminal gets lines or a bar; trackers write what they are given."""
+"""metrics.jsonl survives kills, its numbers are JSON; lines or a bar for the terminal; what trackers are given."""
 
 import json
 import re
