@@ -15,7 +15,7 @@ def versions() -> dict[str, str]:
     import torch
 
     found = {"reelign": _version("reelign"), "python": platform.python_version()}
-    found |= {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__}  # names its CUDA too
+    found |= {name: _version(name) for name in PACKAGES} | {"torch": str(torch.__version__)}  # names its CUDA too
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     return {**found, "device": device, "git": git_revision()}
 
