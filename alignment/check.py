@@ -16,7 +16,8 @@ from typing import Any
 from .config import Recipe
 from .data import read_prompts
 from .errors import UserError
-from .policy import DENOISERS, check_targets
+from .lora import check_targets
+from .policy import DENOISERS
 from .training import evaluation_prompts
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -8,7 +8,6 @@ under autocast, in rollout and replay alike.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from samplers import Recorded, Rollout, Trajectory, replay, rollout, sde_scheduler
@@ -28,6 +25,7 @@ from samplers.schedulers import Moment, is_flow
 from .config import ModelConfig, SamplerConfig
 from .embeddings import EmbeddingCache
 from .errors import UserError
+from .lora import add_lora, save_lora
 
 DENOISERS = ("transformer", "unet")
 
@@ -51,7 +49,7 @@ class Policy:
         self.embeddings: EmbeddingCache | None = None
         self.denoisers = _denoisers(pipe)
         _freeze(pipe)
-        self.parameters = self._add_lora() if model.trained == "lora" else self._train_everything()
+        self.parameters = add_lora(self.denoisers, model.lora) if model.trained == "lora" else self._train_everything()
         self.full_reference: dict[str, Tensor] | None = None
         for denoiser in self.denoisers.values():
             denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -156,9 +154,9 @@ class Policy:
     def save(self, folder: Path) -> Path:
         """Write what plain diffusers loads: `lora/` for load_lora_weights, or the trained components."""
         if self.model.trained == "lora":
-            target = folder / "lora"
-            save_lora(self.pipe, self.denoisers, target)
-            return target
+            with replacing_folder(folder / "lora") as new:
+                save_lora(self.pipe, self.denoisers, new)
+            return folder / "lora"
         for name, denoiser in self.denoisers.items():
             with replacing_folder(folder / name) as new:
                 denoiser.save_pretrained(new)
@@ -191,25 +189,6 @@ class Policy:
         first = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
         self.evaluations += len(first)
 
-    def _add_lora(self) -> dict[str, nn.Parameter]:
-        lora = self.model.lora
-        parameters = {}
-        for component, denoiser in self.denoisers.items():
-            linear = (nn.Linear, nn.Conv2d, nn.Conv3d)
-            check_targets(component, [n for n, m in denoiser.named_modules() if isinstance(m, linear)], lora.targets)
-            config = PeftLoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True
-            )
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # every process starts from the same adapters, whatever ran in it before
-                denoiser.add_adapter(config)
-            for name, p in denoiser.named_parameters():
-                if "lora_" in name:
-                    p.data = p.data.float()
-                    p.requires_grad_(True)
-                    parameters[f"{component}.{name}"] = p
-        return parameters
-
     def _train_everything(self) -> dict[str, nn.Parameter]:
         parameters = {}
         for component, denoiser in self.denoisers.items():
@@ -237,29 +216,6 @@ def load_pipeline(model: ModelConfig, device: torch.device) -> Any:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"model.path: cannot load a pipeline from {model.path!r}: {first.strip()}") from error
     return pipe if model.device_map else pipe.to(device)
-
-
-def save_lora(pipe: Any, denoisers: dict[str, nn.Module], folder: Path) -> None:
-    """Write adapters as the pipeline's own load_lora_weights takes them: pytorch_lora_weights.safetensors.
-
-    A second expert goes to a folder of its own inside (load_lora_weights(..., load_into_transformer_2=True)); a
-    pipeline without LoRA loading gets one folder a denoiser, for denoiser.load_lora_adapter(folder, prefix=None,
-    weight_name="pytorch_lora_weights.safetensors").
-    """
-    with replacing_folder(folder) as new:
-        for i, (component, denoiser) in enumerate(denoisers.items()):
-            target = new if i == 0 else new / component
-            if not hasattr(pipe, "save_lora_weights"):
-                denoiser.save_lora_adapter(new / component)
-                continue
-            argument = f"{next(iter(denoisers))}_lora"
-            pipe.save_lora_weights(
-                target,
-                **{
-                    f"{argument}_layers": get_peft_model_state_dict(denoiser),
-                    f"{argument}_adapter_metadata": denoiser.peft_config["default"].to_dict(),
-                },
-            )
 
 
 @contextlib.contextmanager
@@ -312,16 +268,3 @@ def _set_attention(denoiser: nn.Module, backend: str) -> None:
         denoiser.set_attention_backend(backend)
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"model.attention: {backend!r} cannot be used here: {error}") from error
-
-
-def check_targets(component: str, layers: Collection[str], targets: Collection[str]) -> None:
-    """Raises: UserError for a LoRA target that is the ending of no layer's name."""
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in layers):
-            endings = sorted({".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.rpartition(".")[2]
-                              for name in layers})  # fmt: skip
-            near = difflib.get_close_matches(target, endings, 3, cutoff=0.3)
-            raise UserError(
-                f"model.lora.targets: {target!r} matches no layer of {component}"
-                f"{'; near: ' + ', '.join(near) if near else ''}; candidates: {', '.join(endings)}"
-            )

@@ -289,16 +289,23 @@ def test_samples_do_not_depend_on_batch_or_process(run, samples):
             torch.testing.assert_close(own_videos, videos[GROUP * rank : GROUP * (rank + 1)], rtol=0, atol=1e-5)
 
 
-def test_seeds_differ_between_iterations_groups_and_members(run, samples):
-    first = samples.trajectory.steps[0]
-    assert len({float(x.sum()) for x in first.x_next}) == 8
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "iteration", 2)
-        later = sample(run)[0].trajectory.steps[0]
-    assert not set(first.x.flatten(1).sum(1).tolist()) & set(later.x.flatten(1).sum(1).tolist())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.recipe, "seed", 1)
-        assert not torch.equal(sample(run)[0].trajectory.steps[0].x, first.x)
+def noises(run):
+    """A number for each sample's first noise, and one for its initial noise."""
+    first = sample(run)[0].trajectory.steps[0]
+    step = (first.x_next - first.mean) / first.step.std
+    return [[round(float(row.sum()), 2) for row in rows] for rows in (step, first.x)]
+
+
+def test_every_sample_has_noise_of_its_own(run):
+    """Over members, groups, iterations and run seeds; only the initial noise is shared, within a group."""
+    steps, starts = noises(run)
+    assert (len(set(steps)), len(set(starts))) == (PROMPTS_PER_ITERATION * GROUP, PROMPTS_PER_ITERATION)
+    for owner, name, value in ((run, "iteration", 2), (run.recipe, "seed", 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, value)
+            other_steps, other_starts = noises(run)
+        assert not set(steps) & set(other_steps)
+        assert not set(starts) & set(other_starts)
 
 
 @pytest.mark.parametrize("shared", [True, False])

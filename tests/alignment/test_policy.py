@@ -5,7 +5,8 @@ import torch
 
 from alignment.config import LoRAConfig
 from alignment.errors import UserError
-from alignment.policy import as_videos, save_lora
+from alignment.lora import save_lora
+from alignment.policy import as_videos
 from alignment.self_check import TOLERANCE
 from samplers.transitions import log_ratio
 from tests.alignment.tiny import imitate, make_policy, shake
