@@ -1,0 +1,57 @@
+"""The benchmark scripts run, on a recipe made small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.filmstrip import filmstrip
+from benchmarks.seeds import markdown, run_seed
+from benchmarks.throughput import PHASES, measure, table
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["algorithm.prompts_per_iteration=1", "algorithm.group_size=2", "algorithm.trained_steps=3"]
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_throughput_splits_an_iteration() -> None:
+    """8 steps of a rollout of 2 samples without guidance, 3 of them trained: 16 and 6 function evaluations."""
+    result = measure("recipes/tiny_grpo.yaml", SMALL, iterations=1)
+    assert result["nfe"] == {"rollout": 16, "update": 6}
+    assert sum(result["seconds"][phase] for phase in PHASES) == pytest.approx(result["seconds"]["iteration"])
+    assert all(phase in table(result) for phase in PHASES)
+
+
+def test_seeds_and_film_strip(tmp_path: Path) -> None:
+    small = [*SMALL, "iterations=1", "evaluation.num_prompts=3", "evaluation.videos=2"]
+    results = [run_seed("recipes/tiny_grpo.yaml", small, seed, tmp_path / str(seed)) for seed in (0, 1)]
+    page = markdown("recipes/tiny_grpo.yaml", small, results)
+    assert page.count("| motion |") == 2
+    assert "Never trained on: match, clip." in page
+    picture = filmstrip(tmp_path / "0", rows=2, frames=3)
+    assert isinstance(picture, Image.Image)
+    assert len(picture.getcolors(2**20)) > 10
+
+
+def test_bad_input_is_one_line() -> None:
+    for module, argument in (("benchmarks.throughput", "missing.yaml"), ("benchmarks.filmstrip", "missing")):
+        command = [sys.executable, "-m", module, argument, *(["out.png"] if "film" in module else [])]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_results_state_what_they_were_made_with() -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        result = json.loads(path.read_text("utf-8"))
+        assert {"command", "versions"} <= result.keys(), path
