@@ -103,10 +103,7 @@ class Run:
 
     def _begin(self, iteration: int) -> None:
         self.iteration = iteration
-        seed = seed_for(self.recipe.seed, "iteration", iteration, self.processes.rank)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 (for rewards and pipelines that use the global generator)
-        torch.manual_seed(seed)
+        _seed_globally(seed_for(self.recipe.seed, "iteration", iteration, self.processes.rank))
         rate = learning_rate(self.recipe.optimizer, iteration, self.recipe.iterations)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -224,6 +221,7 @@ class Run:
 
     def evaluate(self, iteration: int) -> dict[str, float]:
         """Held-out evaluation with the weights that will be saved."""
+        _seed_globally(seed_for(self.recipe.evaluation.seed, "evaluation", self.processes.rank))
         with self._averaged():
             found = evaluate(self, iteration)
         self.display.say(f"evaluation at iteration {iteration}: reward {found['eval/reward/mean']:.4f}")
@@ -260,6 +258,13 @@ def evaluation_prompts(recipe: Recipe) -> list[Prompt]:
     key = "evaluation.prompts" if config.prompts else "data.prompts"
     prompts = read_prompts(config.prompts or recipe.data.prompts, key)
     return [prompts[i % len(prompts)] for i in range(config.num_prompts)]
+
+
+def _seed_globally(seed: int) -> None:
+    """For rewards and pipelines that use the global generators; the toolkit's own draws do not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 @contextmanager

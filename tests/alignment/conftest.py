@@ -19,7 +19,11 @@ REWARDS = '''
 """Rewards for tests. Every load of this file is a module of its own, so `calls` counts those of one run."""
 
 import os
+import random
 import signal
+
+import numpy as np
+import torch
 
 calls = 0
 
@@ -30,6 +34,10 @@ def brightness(videos, prompts):
 
 def contrast(videos, prompts):
     return videos.std((1, 2, 3, 4))
+
+
+def noisy(videos, prompts):
+    return torch.rand(len(videos)) + random.random() + np.random.rand()
 
 
 def troubled(videos, prompts, at=0, trouble=""):
@@ -107,6 +115,7 @@ def recipe(tmp_path, base, rewards_file) -> dict[str, Any]:
         "rewards": {
             "bright": {"use": f"{rewards_file}:troubled"},
             "contrast": {"use": f"{rewards_file}:contrast", "weight": 0},
+            "noisy": {"use": f"{rewards_file}:noisy", "weight": 0},
         },
         "algorithm": {"name": "grpo", "prompts_per_iteration": 2, "group_size": 2},
         "data": {"prompts": str(prompts)},
