@@ -48,6 +48,7 @@ def group_advantages(
         std: "group", "global" (one for all samples given, so gather them over processes first) or "none" (Dr. GRPO,
             arXiv 2503.20783).
         clamp: bound on the absolute advantage, None for none.
+    Source: GRPO (arXiv 2402.03300, section 4.1.2), which leaves open what a group without spread is worth.
     """
     valid = torch.isfinite(rewards) if valid is None else valid & torch.isfinite(rewards)
     mean, group_std, spread = group_statistics(rewards, groups, valid)
