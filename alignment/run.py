@@ -96,6 +96,8 @@ def train(session: Run) -> None:
     Raises: UserError or TrainingStopped for what is the user's to mend, before and after the first iteration; anything
         else is a fault of this program and keeps its traceback.
     """
+    from rewards import RewardError
+
     from .config import save_recipe
     from .versions import versions
 
@@ -111,6 +113,8 @@ def train(session: Run) -> None:
         started = session.iteration > 0 or session.completed > 0
         if started:
             _rescue(session)
+        if isinstance(error, (RewardError, TrainingStopped)):  # all processes raise these together
+            session.processes.wait()  # a launcher that sees one end would end the one that still saves
         if isinstance(error, KeyboardInterrupt):
             raise TrainingStopped("interrupted; --resume goes on") from error
         if reason := _explained(error):

@@ -25,6 +25,8 @@ import signal
 import numpy as np
 import torch
 
+from rewards import Scores
+
 calls = 0
 
 
@@ -62,6 +64,13 @@ def troubled(videos, prompts, at=0, trouble=""):
 
 def unbuildable(videos, prompts, limit):
     return videos.mean((1, 2, 3, 4))
+
+
+class Group:
+    name, scope, differentiable = "group", "group", False
+
+    def __call__(self, clips):
+        return Scores(torch.tensor([float(clip.group) for clip in clips]))
 
 
 class NeedsFile:

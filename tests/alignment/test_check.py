@@ -8,7 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import alignment.policy
-from alignment.check import looks_local
+from alignment.check import check_disk, looks_local
+from alignment.config import load_recipe
+from alignment.errors import UserError
 from tests.alignment.conftest import in_subprocess
 
 
@@ -168,6 +170,20 @@ def test_not_enough_disk(command, monkeypatch):
     outcome = command()
     assert outcome.code == 2
     assert "1 MB free and the run may need 210 MB" in outcome.only_line()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needed"), [([], 40.2), (["checkpoint.keep=1"], 28.2), (["ema.decay=0.9"], 52.2)]
+)
+def test_disk_that_a_billion_trained_weights_need(write, tmp_path, monkeypatch, overrides, needed):
+    """A checkpoint holds weights, two moments and perhaps an average, 4 bytes each; one more than is kept is written."""
+    usage = collections.namedtuple("usage", "total used free")
+    recipe = load_recipe(write(), list(overrides))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, (needed + 0.1) * 1e9))
+    check_disk(tmp_path / "not" / "yet", 10**9, recipe)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, (needed - 0.1) * 1e9))
+    with pytest.raises(UserError, match=f"the run may need {needed} GB"):
+        check_disk(tmp_path / "not" / "yet", 10**9, recipe)
 
 
 def test_a_reward_that_cannot_be_built(command, rewards_file):

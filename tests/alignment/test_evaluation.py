@@ -67,6 +67,9 @@ def test_the_pipelines_own_scheduler_is_used_and_no_noise_is_drawn(session, monk
     evaluate(run, 0)
     assert not any(std > 0 for std in drawn)
     assert ran == [stock] * 3
+    ran.clear()
+    evaluate(session("evaluation.steps=5"), 0)
+    assert ran == [stock] * 5
     assert not issubclass(stock, SDEScheduler)
 
 
@@ -116,6 +119,12 @@ def test_a_repeated_prompt_gets_other_noise(session):
     evaluate(run, 0)
     values = scores(run, 0)["values"]["reward/bright"]
     assert values[0] != values[3]
+
+
+def test_every_clip_is_a_group_of_its_own(session, rewards_file):
+    run = session("evaluation.num_prompts=5", "evaluation.batch=2", f"rewards.contrast.use={rewards_file}:Group")
+    evaluate(run, 0)
+    assert scores(run, 0)["values"]["reward/contrast"] == [0, 1, 2, 3, 4]
 
 
 def test_masked_values_are_null(session):
