@@ -35,6 +35,10 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
 
     if recipe.sampler.kernel not in KERNELS:
         raise UserError(f"sampler.kernel: {recipe.sampler.kernel!r} is none of {', '.join(KERNELS)}")
+    if recipe.sampler.kernel in ("cps", "ddim") and recipe.sampler.noise_level > 1:
+        raise UserError(
+            f"sampler.noise_level: {recipe.sampler.noise_level}; kernel {recipe.sampler.kernel} takes 0 to 1"
+        )
     algorithm = importlib.import_module(type(recipe.algorithm).__module__)
     if wrong := algorithm.check(recipe, processes):
         raise UserError(wrong[0])

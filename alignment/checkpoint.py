@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import UserError, one_line
-from .policy import replacing_folder
+from .files import replacing_folder
 
 
 class State(NamedTuple):

@@ -55,7 +55,7 @@ class SamplerConfig:
     noise_level: float = 0.7
     window: list[int] | None = None  # [start, stop) of the stochastic steps; None: all but the last
     grid: str = "stock"  # stock or uniform
-    shift: float | None = None  # overrides the pipeline's time shift
+    shift: float | None = None  # overrides the pipeline's time shift, in evaluations too
     shared_noise: bool = True  # one initial noise for a group
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from samplers import seed_for
 
 from .data import Prompt
+from .files import replacing_folder
 from .metrics import number_or_null
-from .policy import replacing_folder
 from .scoring import Readings, as_matrix
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ under autocast, in rollout and replay alike.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from samplers.schedulers import Moment, is_flow
 from .config import ModelConfig, SamplerConfig
 from .embeddings import EmbeddingCache
 from .errors import UserError
+from .files import replacing_folder
 from .lora import add_lora, save_lora
 
 DENOISERS = ("transformer", "unet")
@@ -45,7 +45,7 @@ class Policy:
         self.device = torch.device(device)
         self.dtype = getattr(torch, model.dtype)
         self.evaluations, self.decode_seconds = 0, 0.0
-        self.stock = pipe.scheduler
+        self.stock = _shifted(pipe.scheduler, sampler.shift)
         self.embeddings: EmbeddingCache | None = None
         self.denoisers = _denoisers(pipe)
         _freeze(pipe)
@@ -63,9 +63,10 @@ class Policy:
         options: dict[str, Any] = {"noise_level": sampler.noise_level, "window": sampler.window}
         if is_flow(self.stock.config):
             options |= {"kernel": sampler.kernel, "grid": sampler.grid}
-            if sampler.shift is not None:
-                options["flow_shift" if "flow_shift" in self.stock.config else "shift"] = sampler.shift
-        self.scheduler = sde_scheduler(self.stock.config, **options)
+        try:
+            self.scheduler = sde_scheduler(self.stock.config, **options)
+        except ValueError as error:
+            raise UserError(f"sampler: {error}") from error
 
     @property
     def stochastic_steps(self) -> list[int]:
@@ -218,20 +219,6 @@ def load_pipeline(model: ModelConfig, device: torch.device) -> Any:
     return pipe if model.device_map else pipe.to(device)
 
 
-@contextlib.contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into that takes this one's place when all is written."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def moved(trajectory: Trajectory, device: torch.device | str) -> Trajectory:
     """The trajectory on another device. Recorded states of a large model fill it fast, so they wait in host memory."""
     steps = [replace(s, x=s.x.to(device), x_next=s.x_next.to(device), mean=s.mean.to(device)) for s in trajectory.steps]
@@ -255,6 +242,16 @@ def _denoisers(pipe: Any) -> dict[str, nn.Module]:
     if not found:
         raise UserError(f"model: {type(pipe).__name__} has no component called {' or '.join(DENOISERS)}")
     return found
+
+
+def _shifted(scheduler: Any, shift: float | None) -> Any:
+    """The pipeline's scheduler, with another time shift if one is asked for."""
+    if shift is None:
+        return scheduler
+    key = next((key for key in ("flow_shift", "shift") if key in scheduler.config), None)
+    if key is None or not is_flow(scheduler.config):
+        raise UserError(f"sampler.shift: {type(scheduler).__name__} has no time shift; set it to null")
+    return type(scheduler).from_config(scheduler.config, **{key: shift})
 
 
 def _freeze(pipe: Any) -> None:

@@ -77,6 +77,7 @@ def test_memory_estimate_counts_what_a_run_trains(command, base):
         ("algorithm.group_size=1", "algorithm.group_size: 1 has no group to compare with"),
         ("sampler.kernel=ode", "a deterministic sampler has no policy gradient"),
         ("sampler.noise_level=0", "a deterministic sampler has no policy gradient"),
+        ("sampler={kernel: cps, noise_level: 1.2}", "sampler.noise_level: 1.2"),
         ("sampler.kernel=flw", "sampler.kernel: 'flw' is none of ode, dance, flow, "),
         ("sampler.window=[1,7]", "sampler.window: [1, 7] holds no step of a rollout of 3"),
         ("sampler.window=[2,2]", "sampler.window: [2, 2] holds no step"),

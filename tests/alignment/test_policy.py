@@ -327,4 +327,11 @@ def test_shift_of_the_recipe_reaches_the_sampler(family):
         u = 1 - 1 / STEPS
         assert policy.scheduler.levels[1] == pytest.approx(shift * u / (1 + (shift - 1) * u), rel=1e-6)
         levels.append(policy.scheduler.levels[1])
+        policy.generate(PROMPTS, SEEDS)
+        assert policy.stock.config.get("flow_shift", policy.stock.config.get("shift")) == shift
     assert levels[0] < levels[1]
+
+
+def test_shift_of_a_model_without_one_is_refused():
+    with pytest.raises(UserError, match="sampler.shift: DDIMScheduler has no time shift"):
+        make_policy("stable_diffusion", sampler={"shift": 3.0})
