@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file
 
 from alignment.config import known_algorithms, load_recipe
 from alignment.gains import compare, decompose
@@ -57,6 +59,19 @@ def test_tiny_recipe_runs(path: Path, tmp_path: Path) -> None:
     assert all(row["ratio/first_deviation"] == 0 for row in rows)
     for name in ("config.yaml", "report.html", "lora/pytorch_lora_weights.safetensors", "samples/000002/00.mp4"):
         assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+def test_full_tuning_with_average_and_reference(tmp_path: Path) -> None:
+    """Every weight trained, KL to a copy of the start, EMA: the saved component is the averaged one."""
+    small = ["iterations=2", "algorithm.prompts_per_iteration=2", "algorithm.group_size=4", "evaluation.num_prompts=2"]
+    full = ["model.trained=full", "optimizer.lr=1e-4", "ema.decay=0.5", "algorithm.kl=0.01", f"output={tmp_path}/run"]
+    assert main(["recipes/tiny_grpo.yaml", *small, *full]) == 0
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert rows[0]["kl"] == 0 < rows[1]["kl"]
+    assert 0 < rows[0]["drift/weights"] < rows[1]["drift/weights"]
+    saved = WanTransformer3DModel.from_pretrained(tmp_path / "run/transformer").state_dict()
+    averaged = load_file(tmp_path / "run/checkpoints/000002/ema.safetensors")
+    assert all(torch.equal(value, averaged[f"transformer.{name}"]) for name, value in saved.items())
 
 
 def test_tiny_grpo_learns(tmp_path: Path) -> None:
