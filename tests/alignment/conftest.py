@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 
 from alignment.run import main
@@ -163,6 +164,7 @@ def command(write, recipe, capsys) -> Callable[..., Outcome]:
 
 def in_subprocess(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """The command in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    # Sums depend on the number of threads, and runs are compared bit for bit.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **(environment or {})}
     command = [sys.executable, "-m", "alignment.run", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
