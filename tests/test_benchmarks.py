@@ -28,6 +28,7 @@ def test_throughput_splits_an_iteration() -> None:
     result = measure("recipes/tiny_grpo.yaml", SMALL, iterations=1)
     assert result["nfe"] == {"rollout": 16, "update": 6}
     assert sum(result["seconds"][phase] for phase in PHASES) == pytest.approx(result["seconds"]["iteration"])
+    assert 0 < result["seconds"]["overhead"] < result["seconds"]["iteration"]
     assert all(phase in table(result) for phase in PHASES)
 
 
