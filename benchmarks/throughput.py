@@ -86,7 +86,8 @@ def denoiser_seconds(session: Run) -> Iterator[dict[int, float]]:
             start = time.perf_counter()
             result = function(*args, **kwargs)
             synchronize(session.policy.device)
-            spent[session.iteration] += time.perf_counter() - start
+            if session.completed < session.iteration:  # not in the evaluations between iterations
+                spent[session.iteration] += time.perf_counter() - start
             return result
 
         return wrapped
