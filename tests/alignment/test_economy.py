@@ -1,0 +1,49 @@
+"""What is asked for runs, and nothing else: no hidden autocast, no work for what is frozen or known already."""
+
+import pytest
+import torch
+
+from samplers.transitions import log_prob
+from tests.alignment.tiny import make_policy, shake
+from tests.pipelines import PROMPTS
+
+SEEDS = [0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_autocast_only_where_the_recipe_lowers_the_dtype(dtype: str) -> None:
+    policy = make_policy(model={"dtype": dtype})
+    seen = set()
+    policy.pipe.transformer.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    trajectory = policy.rollout(PROMPTS, SEEDS, SEEDS, [1]).trajectory
+    policy.replay(trajectory, PROMPTS, lambda now, was: None)
+    policy.generate(PROMPTS, SEEDS)
+    assert seen == {dtype == "bfloat16"}
+
+
+def test_an_update_runs_the_denoiser_alone(tmp_path) -> None:
+    """The prompts are embedded and the videos decoded already; frozen weights get no gradient."""
+    policy = make_policy()
+    policy.cache_embeddings(tmp_path)
+    shake(policy)
+    trajectory = policy.rollout(PROMPTS, SEEDS, SEEDS, [1, 3]).trajectory
+    ran = []
+    for name in ("text_encoder", "vae"):
+        part = getattr(policy.pipe, name)
+        part.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+        for module in part.modules():
+            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+
+    def visit(now, was) -> None:
+        log_prob(was.x_next, now.mean, was.step.std).sum().backward()
+
+    policy.replay(trajectory, PROMPTS, visit)
+    assert ran == []
+    trained = set(map(id, policy.parameters.values()))
+    for part in policy.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            for p in part.parameters():
+                assert p.requires_grad == (id(p) in trained)
+                assert (p.grad is not None) == (id(p) in trained)
+    policy.generate(PROMPTS, SEEDS)
+    assert set(ran) == {"vae"}  # the hooks do see work where there is some
