@@ -151,10 +151,16 @@ def memory_estimate(recipe: Recipe) -> list[str]:
     path, model = Path(recipe.model.path), recipe.model
     if not path.is_dir():
         return [f"{path} is not on this machine: its memory is unknown until it is"]
-    frozen, trained, adapted = 0, 0, 0
+    frozen, trained, adapted, weights = 0, 0, 0, 0
     denoisers = defaultdict(dict)  # component -> layer -> shape of its weight
     for file in path.glob("*/*.safetensors"):
         component = file.parent.name
+        variant = (
+            file.suffixes[0].partition("-")[0] if len(file.suffixes) > 1 else None
+        )  # model.fp16-00001-of-2.safetensors
+        if variant != (model.variant and f".{model.variant}"):
+            continue  # the same weights in another precision
+        dtype = model.vae_dtype if component == "vae" and model.vae_dtype else model.dtype
         for name, entry in safetensors_header(file).items():
             if name == "__metadata__":
                 continue
@@ -165,13 +171,14 @@ def memory_estimate(recipe: Recipe) -> list[str]:
                 trained += math.prod(shape)
             else:
                 frozen += math.prod(shape)
+                weights += math.prod(shape) * BYTES[dtype]
     for component, layers in denoisers.items() if model.trained == "lora" else ():
         check_targets(component, layers, model.lora.targets)
         for name, shape in layers.items():
             if any(f".{name}".endswith(f".{target}") for target in model.lora.targets):
                 adapted += 1
                 trained += model.lora.rank * (shape[0] + math.prod(shape[1:]))
-    weights = frozen * BYTES[model.dtype] + trained * 4
+    weights += trained * 4
     state = trained * (4 + 8 + (4 if recipe.ema.decay else 0))
     where = f" on {adapted} layers" if model.trained == "lora" else ""
     return [

@@ -37,6 +37,7 @@ class ModelConfig:
     revision: str | None = None
     variant: str | None = None  # of the weight files, e.g. fp16
     dtype: str = "float32"  # of frozen weights and of computation: float32, bfloat16 or float16
+    vae_dtype: str | None = None  # of the VAE, where it is to differ: Wan's is meant to run in float32
     device: str | None = None  # cpu or cuda; None: cuda where there is one
     device_map: str | None = None  # handed to from_pretrained, e.g. balanced
     trained: str = "lora"  # lora or full; trained weights are always float32
@@ -147,6 +148,7 @@ class Recipe:
 
 CHOICES = {
     "model.dtype": ("float32", "bfloat16", "float16"),
+    "model.vae_dtype": (None, "float32", "bfloat16", "float16"),
     "model.trained": ("lora", "full"),
     "model.device": (None, "cpu", "cuda"),
     "sampler.grid": ("stock", "uniform"),

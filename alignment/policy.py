@@ -165,21 +165,25 @@ class Policy:
 
     @contextlib.contextmanager
     def _running(self, scheduler: Any) -> Iterator[None]:
-        """The pipeline with this scheduler, under autocast where the dtype is not float32, its VAE timed."""
+        """The pipeline with this scheduler, under autocast where the dtype is not float32; see `_decoding`."""
         before = self.pipe.scheduler
         self.pipe.scheduler = scheduler
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         try:
-            with autocast, patched(self.pipe.vae, "decode", self._timed):
+            with autocast, patched(self.pipe.vae, "decode", self._decoding):
                 yield
         finally:
             self.pipe.scheduler = before
 
-    def _timed(self, decode: Callable) -> Callable:
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    def _decoding(self, decode: Callable) -> Callable:
+        """The VAE's decode, timed, and in full precision where the VAE has it: autocast would lower that again."""
+
+        def timed(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
             synchronize(self.device)
             start = time.perf_counter()
-            result = decode(*args, **kwargs)
+            full = self.pipe.vae.dtype == torch.float32
+            with torch.autocast(self.device.type, self.dtype, enabled=not full and self.dtype != torch.float32):
+                result = decode(latents.float() if full else latents, *args, **kwargs)
             synchronize(self.device)
             self.decode_seconds += time.perf_counter() - start
             return result
@@ -208,7 +212,8 @@ def load_pipeline(model: ModelConfig, device: torch.device) -> Any:
     import diffusers
 
     cls = getattr(diffusers, model.pipeline) if model.pipeline else diffusers.DiffusionPipeline
-    options = {"dtype": getattr(torch, model.dtype), "revision": model.revision, "variant": model.variant}
+    dtypes = {"default": getattr(torch, model.dtype), "vae": getattr(torch, model.vae_dtype or model.dtype)}
+    options = {"dtype": dtypes, "revision": model.revision, "variant": model.variant}
     if model.device_map:
         options["device_map"] = model.device_map
     try:

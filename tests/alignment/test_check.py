@@ -249,3 +249,12 @@ def test_an_occupied_folder(command, tmp_path):
 def test_folders_are_told_from_hub_ids(path):
     assert looks_local(path)
     assert not looks_local("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+
+
+def test_variants_are_not_counted_twice(command, own_base):
+    """A folder with every file in two precisions holds one model."""
+    once = command("--check").out
+    for file in list(own_base.glob("*/*.safetensors")):
+        shutil.copy(file, file.with_name(f"{file.stem}.fp16.safetensors"))
+    assert command("--check").out == once
+    assert command("--check", "model.variant=fp16").out == once

@@ -47,3 +47,22 @@ def test_an_update_runs_the_denoiser_alone(tmp_path) -> None:
                 assert (p.grad is not None) == (id(p) in trained)
     policy.generate(PROMPTS, SEEDS)
     assert set(ran) == {"vae"}  # the hooks do see work where there is some
+
+
+@pytest.mark.parametrize("family", ["wan", "stable_diffusion_3"])
+def test_a_float32_vae_decodes_in_float32(family: str) -> None:
+    """Under bfloat16 autocast too: the same latents give the very video that the VAE gives alone."""
+    policy = make_policy(family, model={"dtype": "bfloat16"})
+    policy.pipe.vae.float()
+    kept = {}
+
+    def keep(module, args, output) -> None:
+        kept["dtype"] = output.dtype
+        kept["autocast"] = torch.is_autocast_enabled("cpu")
+
+    last = next(
+        m for m in reversed(list(policy.pipe.vae.decoder.modules())) if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)
+    )
+    last.register_forward_hook(keep)
+    policy.generate(PROMPTS, SEEDS)
+    assert kept == {"dtype": torch.float32, "autocast": False}
