@@ -26,7 +26,7 @@ COLUMNS = ("valid", "shape", "colour", "background", "motion", "speed", "all", "
 
 def load(folder: str | Path, device: str = "cpu") -> DiffusionPipeline:
     """The pipeline in fp32, silent."""
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

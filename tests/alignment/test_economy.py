@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samplers.transitions import log_prob
-from tests.alignment.tiny import make_policy, shake
+from tests.alignment.tiny import make_policy, make_run, shake
 from tests.pipelines import PROMPTS
 
 SEEDS = [0, 1]
@@ -66,3 +66,14 @@ def test_a_float32_vae_decodes_in_float32(family: str) -> None:
     last.register_forward_hook(keep)
     policy.generate(PROMPTS, SEEDS)
     assert kept == {"dtype": torch.float32, "autocast": False}
+
+
+@pytest.mark.parametrize("trained", ["lora", "full"])
+def test_drift_is_the_relative_change_of_the_weights(trained: str, tmp_path) -> None:
+    """Every weight times 1.5 is a change of half the norm, whichever entries are looked at."""
+    run = make_run(tmp_path, make_policy(model={"trained": trained}))
+    assert run._drift() == 0
+    with torch.no_grad():
+        for p in run.policy.parameters.values():
+            p.mul_(1.5)
+    assert run._drift() == pytest.approx(0.5)

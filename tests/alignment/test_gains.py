@@ -133,16 +133,14 @@ def test_summary_in_words():
 
 
 def test_summary_names_what_moved_inside_a_reward() -> None:
-    """speed moves by 1 on every prompt (up to 0.01), cosine by alternating +-0.1: only speed is a change."""
+    """Speed moves by 1 +- 0.01, size by 1 +- 0.1, cosine by +-0.1: the clearest comes first, the last not at all."""
     before = {"prompts": list("abcd"), "seeds": [0, 1, 2, 3], "trained": {"motion": 1.0}, "held_out": []}
     after = dict(before)
-    before["values"] = {"reward/motion": [0.0] * 4, "reward/motion/speed": [1.0] * 4, "reward/motion/cosine": [0.5] * 4}
-    after["values"] = {
-        "reward/motion": [1.0, 1.1, 0.9, 1.0],
-        "reward/motion/speed": [2.0, 2.01, 1.99, 2.0],
-        "reward/motion/cosine": [0.6, 0.4, 0.6, 0.4],
-    }
+    flat = {"size": [1.0] * 4, "speed": [1.0] * 4, "cosine": [0.5] * 4}
+    moved = {"size": [2.0, 2.1, 1.9, 2.0], "speed": [2.0, 2.01, 1.99, 2.0], "cosine": [0.6, 0.4, 0.6, 0.4]}
+    for side, dims in ((before, flat), (after, moved)):
+        side["values"] = {"reward/motion": dims["size"]} | {f"reward/motion/{dim}": v for dim, v in dims.items()}
     inside = [s for s in summary([{"iteration": 0, **before}, {"iteration": 1, **after}]) if "made of" in s]
     assert len(inside) == 1
-    assert "speed 1.00 to 2.00" in inside[0]
+    assert 0 < inside[0].index("speed 1.00 to 2.00") < inside[0].index("size 1.00 to 2.00")
     assert "cosine" not in inside[0]
