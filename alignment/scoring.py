@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rewards import Clip, Reward, RewardError, Scores, load, score
+from rewards import Clip, Reward, RewardError, answers, load
 from rewards.statistics import image_statistics
 
 from .config import Recipe
@@ -38,8 +38,9 @@ class Scorer:
                 reward = load(config.use, **config.options)
             except Exception as error:  # what a reward's constructor raises is up to its author
                 raise UserError(f"rewards.{name}: {_described(error)}") from error
-            if isinstance(reward, torch.nn.Module):
-                reward.to(device)
+            inner = getattr(reward, "inner", reward)
+            if isinstance(inner, torch.nn.Module):
+                inner.to(device)
             if reward.scope == "batch":
                 raise UserError(f"rewards.{name}: scope 'batch' is not supported in training; use 'clip' or 'group'")
             self.rewards[name] = reward
@@ -53,8 +54,9 @@ class Scorer:
         rows = zip(videos, prompts, groups, strict=True)
         clips = [Clip(video, prompt.text, self.fps, group, prompt.meta) for video, prompt, group in rows]
         totals, details = {}, {f"image/{name}": value for name, value in image_statistics(videos).items()}
-        for name, reward in self.rewards.items():
-            scores = _asked(name, reward, clips)
+        for name, scores in answers(self.rewards, clips).items():
+            if isinstance(scores, Exception):
+                raise RewardError(f"rewards.{name}: {_described(scores)}") from scores
             totals[name] = scores.total.to(videos.device)
             details |= {f"reward/{name}/{dim}": v.to(videos.device) for dim, v in scores.dims.items()}
         return Readings(totals, {name: value.float() for name, value in details.items()})
@@ -62,13 +64,6 @@ class Scorer:
     def combined(self, totals: dict[str, Tensor]) -> Tensor:
         """(N,) weighted sum of the trained rewards; NaN where any of them is masked."""
         return sum(weight * totals[name] for name, weight in self.weights.items())
-
-
-def _asked(name: str, reward: Reward, clips: list[Clip]) -> Scores:
-    try:
-        return score(reward, clips)
-    except Exception as error:  # as above
-        raise RewardError(f"rewards.{name}: {_described(error)}") from error
 
 
 def _described(error: Exception) -> str:

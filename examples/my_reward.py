@@ -1,7 +1,7 @@
 """A reward of your own, used by its place: `examples/my_reward.py:calm` or `examples/my_reward.py:Colourful`.
 
-from rewards import load, score
-scores = score(load("examples/my_reward.py:calm", limit=0.05), clips)
+from rewards import load
+scores = load("examples/my_reward.py:calm", limit=0.05)(videos, prompts)
 """
 
 import torch

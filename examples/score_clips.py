@@ -13,7 +13,7 @@ import imageio.v3 as iio
 import torch
 from omegaconf import OmegaConf
 
-from rewards import Clip, RewardError, load, score
+from rewards import Clip, RewardError, load
 
 SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
 
@@ -38,7 +38,7 @@ def main() -> None:
         reward = load(args.reward, **OmegaConf.to_container(OmegaConf.from_dotlist(args.options)))
         for path in paths:
             clip = read_clip(path, args.prompt or path.stem.replace("_", " "))
-            scores = score(reward, [clip])
+            scores = reward([clip])
             dims = "".join(f"  {name} {values.item():.4f}" for name, values in scores.dims.items())
             print(f"{path}  {reward.name} {scores.total.item():.4f}{dims}")
     except RewardError as error:

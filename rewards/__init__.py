@@ -1,15 +1,17 @@
 """Rewards for video: what a reward is, the known ones, and the way to one of your own.
 
-    from rewards import Clip, load, score
+    from rewards import Clip, load
     reward = load("clip", path="folder/of/an/open_clip/checkpoint")     # or load("my_reward.py:calm", limit=0.1)
-    scores = score(reward, [Clip(video, "a red circle moving left")])   # video (F, 3, H, W) in [0, 1]
+    scores = reward(videos, prompts, fps=16)                            # videos (N, F, 3, H, W) in [0, 1]
+    scores = reward([Clip(video, "a red circle moving left")])          # or clips, which may differ in size
 
 Importing this package costs torch and nothing else; a reward's own dependencies are imported when it is loaded.
 """
 
 from rewards.combine import weighted
-from rewards.contract import Clip, Reward, RewardError, Scores, lift, score
-from rewards.loading import KNOWN, check, load
+from rewards.contract import Clip, Reward, RewardError, Scores, answers, lift
+from rewards.known import KNOWN
+from rewards.loading import check, load
 from rewards.statistics import image_statistics
 
 __all__ = [
@@ -18,10 +20,10 @@ __all__ = [
     "Reward",
     "RewardError",
     "Scores",
+    "answers",
     "check",
     "image_statistics",
     "lift",
     "load",
-    "score",
     "weighted",
 ]

@@ -11,13 +11,13 @@ import json
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision.transforms.functional as TF
 from torch import Tensor
 
-from rewards.contract import Clip, RewardError, Scores
+from rewards.contract import Clip, Reward, RewardError, Scores
 
 MAX_CACHED_PROMPTS = 8192  # 32 MB at D = 1024
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
@@ -36,7 +36,7 @@ class Source(NamedTuple):
     where: str  # for messages
 
 
-class CLIPReward:
+class CLIPReward(Reward):
     """Mean cosine in [-1, 1] between a clip's frames and its prompt; `dense` holds the cosine of every frame.
 
     Differentiable in the video. Clips may differ in size and length; `dense` is None where they then have different
@@ -56,7 +56,6 @@ class CLIPReward:
     Source: CLIPScore (arXiv 2104.08718) without its factor 2.5 and its clipping at 0.
     """
 
-    scope: Literal["clip", "group", "batch"] = "clip"
     differentiable = True
 
     def __init__(
@@ -99,7 +98,10 @@ class CLIPReward:
             raise RewardError(f"reward clip: precision {precision!r} is not one of {', '.join(PRECISIONS)}")
         return find(model, pretrained, path)
 
-    def __call__(self, clips: Sequence[Clip]) -> Scores:
+    def indices(self, length: int, fps: float) -> list[int]:
+        return frame_indices(length, self.frames)
+
+    def score(self, clips: Sequence[Clip]) -> Scores:
         # A caller's autocast would silently change the precision asked for, and poison the text cache.
         with torch.autocast(self.device.type, enabled=False):
             picked = [clip.video[frame_indices(len(clip.video), self.frames)] for clip in clips]

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 
-from rewards.contract import Clip, Reward, RewardError, Scores, score
+from rewards.contract import Clip, Reward, RewardError, Scores, answers, lift
 
 SCOPES = ("clip", "group", "batch")  # from the narrowest to the widest
 
 
-class Weighted:
+class Weighted(Reward):
     """sum_k w_k total_k over named rewards; see `weighted`."""
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float], name: str):
-        self.rewards, self.weights, self.name = dict(rewards), dict(weights), name
+        self.rewards, self.weights, self.name = {key: lift(r) for key, r in rewards.items()}, dict(weights), name
         counted = [reward for key, reward in self.rewards.items() if self.weights[key] != 0]
-        self.scope: Literal["clip", "group", "batch"] = max((r.scope for r in self.rewards.values()), key=SCOPES.index)
+        self.scope = max((r.scope for r in self.rewards.values()), key=SCOPES.index)
         self.differentiable = all(reward.differentiable for reward in counted)
 
-    def __call__(self, clips: Sequence[Clip]) -> Scores:
+    def indices(self, length: int, fps: float) -> list[int]:
+        return sorted({index for reward in self.rewards.values() for index in reward.indices(length, fps)})
+
+    def score(self, clips: Sequence[Clip]) -> Scores:
         device = clips[0].video.device
         total = torch.zeros(len(clips), device=device)
         valid = torch.ones(len(clips), dtype=torch.bool, device=device)
         dims = {}
-        for key, reward in self.rewards.items():
-            part = score(reward, clips)
+        for key, part in answers(self.rewards, clips).items():
+            if isinstance(part, Exception):
+                raise part
             dims[key] = part.total.to(device)
             dims |= {f"{key}/{dim}": values.to(device) for dim, values in part.dims.items()}
             if self.weights[key] != 0:

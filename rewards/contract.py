@@ -1,4 +1,4 @@
-"""What a reward is: a callable from clips to scores, and the one place where its answer is checked.
+"""What a reward is: clips in, named scores out, and the one place where a question and its answer are checked.
 
 F frames, H W pixels, N clips, S segments
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+Scope = Literal["clip", "group", "batch"]
+Answer = TypeVar("Answer")
+OVERSHOOT = 0.1  # a resizing filter or a VAE may leave [0, 1] by a little; videos in [-1, 1] or [0, 255] do by more
+
 
 class RewardError(ValueError):
-    """A reward that cannot be loaded, or that answers with something other than scores."""
+    """A reward that cannot be loaded, that is asked something impossible, or that answers with something else."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Clip:
     group: int = 0  # clips of one prompt share it
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def frames(self, indices: Sequence[int]) -> Clip:
+        """These frames of the clip alone; the frame rate falls so that the duration stays."""
+        return replace(self, video=self.video[list(indices)], fps=self.fps * len(indices) / len(self.video))
+
 
 @dataclass
 class Scores:
@@ -40,25 +49,113 @@ class Scores:
     valid: Tensor | None = None  # (N,) bool; a failed call is False here, never a number in total
 
 
-class Reward(Protocol):
-    """Any callable with these three attributes; `lift` gives them to a plain function."""
+class Reward:
+    """A callable from clips to scores. A subclass writes `score`; what is called is `reward(...)`, which checks.
+
+        reward(clips)                            # rewards.Clip objects
+        reward(videos, prompts, fps=16.0)        # (N, F, 3, H, W) or a list of (F, 3, H, W), in [0, 1]
+
+    A plain function or any object with the three attributes below becomes one through `lift`, as `load` does.
+    """
 
     name: str
-    scope: Literal["clip", "group", "batch"]  # what has to be seen in one call
-    differentiable: bool  # False: the caller runs it without gradients
+    scope: Scope = "clip"  # what has to be seen in one call: each clip alone, all clips of a prompt, or everything
+    differentiable: bool = False  # False: runs without gradients
 
-    def __call__(self, clips: Sequence[Clip]) -> Scores | Awaitable[Scores]: ...
+    def score(self, clips: Sequence[Clip]) -> Scores | Awaitable[Scores]:
+        """Score N clips of any sizes and lengths; an `async def` is awaited, side by side with other rewards."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement score(clips)")
+
+    def indices(self, length: int, fps: float) -> list[int]:
+        """The frames that the reward looks at in a clip of `length` frames; all others may be left out."""
+        return list(range(length))
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.score)
+
+    def __call__(
+        self,
+        videos: Tensor | Sequence[Tensor] | Sequence[Clip],
+        prompts: Sequence[str] | None = None,
+        fps: float | Sequence[float] = 16.0,
+    ) -> Scores:
+        """Score clips, or videos with their prompts.
+
+        Returns: Scores with float32 totals, a boolean `valid`, and no number where `valid` is False (NaN there).
+            A total that is not finite counts as invalid.
+        Raises: RewardError where a clip or the answer has the wrong type or shape.
+        """
+        clips = self._clips(videos, prompts, fps)
+        return self._checked(settled(self._started(clips)), len(clips))
+
+    def _started(self, clips: Sequence[Clip]) -> Scores | Awaitable[Scores]:
+        self._check_clips(clips)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+            return self.score(clips)
+
+    def _clips(self, videos: Any, prompts: Any, fps: Any) -> Sequence[Clip]:
+        if prompts is None:
+            if isinstance(videos, Tensor) or not all(isinstance(clip, Clip) for clip in videos):
+                raise RewardError(f"reward {self.name}: called with videos but no prompts; give one prompt a video")
+            return videos
+        if isinstance(prompts, str) or len(prompts) != len(videos):
+            given = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+            raise RewardError(f"reward {self.name}: {len(videos)} videos and {given}; give a list, one prompt a video")
+        rates = [float(fps)] * len(videos) if isinstance(fps, (int, float)) else [float(rate) for rate in fps]
+        group = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+        rows = zip(videos, prompts, rates, strict=True)
+        return [Clip(video, prompt, rate, group[prompt]) for video, prompt, rate in rows]
+
+    def _check_clips(self, clips: Sequence[Clip]) -> None:
+        if not clips:
+            raise RewardError(f"reward {self.name}: called with no clips")
+        for clip in clips:
+            video = clip.video
+            if video.ndim != 4 or video.shape[1] != 3 or 0 in video.shape or not video.is_floating_point():
+                raise RewardError(
+                    f"reward {self.name}: a clip's video is {video.dtype} {tuple(video.shape)}, expected (F, 3, H, W) "
+                    "float in [0, 1]; move channels to axis 1 and divide bytes by 255"
+                )
+            low, high = (value.item() for value in video.detach().aminmax())  # NaN anywhere makes both NaN
+            if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+                raise RewardError(
+                    f"reward {self.name}: the video of {clip.prompt[:80]!r} has pixels from {low:.3g} to {high:.3g}, "
+                    "expected [0, 1] without NaN"
+                )
+            if not clip.fps > 0:
+                raise RewardError(f"reward {self.name}: a clip has {clip.fps} frames a second")
+
+    def _checked(self, answer: Any, num: int) -> Scores:
+        if not isinstance(answer, Scores):
+            raise RewardError(f"reward {self.name}: returned {type(answer).__name__}, expected rewards.Scores")
+        self._check_shape("total", answer.total, (num,))
+        for name, values in answer.dims.items():
+            self._check_shape(f"dims[{name!r}]", values, (num,))
+        if answer.dense is not None:
+            segments = answer.dense.shape[1:2] if isinstance(answer.dense, Tensor) else ()
+            self._check_shape("dense", answer.dense, (num, *(segments or ("S",))))
+        total = answer.total.float()
+        valid = torch.isfinite(total)
+        if answer.valid is not None:
+            self._check_shape("valid", answer.valid, (num,))
+            valid = valid & answer.valid.to(total.device, torch.bool)
+        total = torch.where(valid, total, total.new_full((), float("nan")))
+        return Scores(total, {name: v.float() for name, v in answer.dims.items()}, answer.dense, valid)
+
+    def _check_shape(self, what: str, values: Any, shape: tuple[int | str, ...]) -> None:
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if found != shape:
+            raise RewardError(f"reward {self.name}: {what} has shape {found}, expected {shape}, one value a clip")
 
 
-class LiftedReward:
+class LiftedFunction(Reward):
     """A plain `f(videos, prompts)` as a reward of scope "clip"."""
-
-    scope: Literal["clip", "group", "batch"] = "clip"
 
     def __init__(self, function: Callable[[Tensor, list[str]], Any], name: str, differentiable: bool = False):
         self.function, self.name, self.differentiable = function, name, differentiable
 
-    def __call__(self, clips: Sequence[Clip]) -> Scores:
+    def score(self, clips: Sequence[Clip]) -> Scores:
         shapes = {tuple(clip.video.shape) for clip in clips}
         if len(shapes) > 1:
             raise RewardError(
@@ -72,69 +169,78 @@ class LiftedReward:
             raise RewardError(f"reward {self.name}: expected {len(clips)} numbers, one a clip: {error}") from error
 
 
+class LiftedObject(Reward):
+    """An object with the attributes of a reward and a `__call__(clips)` of its own; see `inner`."""
+
+    def __init__(self, inner: Any):
+        self.inner = inner
+        self.name, self.scope, self.differentiable = inner.name, inner.scope, inner.differentiable
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(type(self.inner).__call__)
+
+    def score(self, clips: Sequence[Clip]) -> Scores | Awaitable[Scores]:
+        return self.inner(clips)
+
+
 def is_reward(candidate: Any) -> bool:
     """Whether an object carries the three attributes of a reward already."""
     return all(hasattr(candidate, attribute) for attribute in ("name", "scope", "differentiable"))
 
 
 def lift(function: Callable, name: str | None = None, differentiable: bool = False) -> Reward:
-    """Return `function` unchanged if it is a reward already, else lift `f(videos, prompts) -> (N,)`.
+    """Make a reward of a callable; one that is a `Reward` stays as it is.
 
-    A lifted function sees videos (N, F, 3, H, W) in [0, 1], all of one shape, and N prompts, and returns N numbers;
+    An object with attributes `name`, `scope` and `differentiable` is called with clips and returns `Scores`. Any other
+    callable is a function of videos (N, F, 3, H, W) in [0, 1], all of one shape, and N prompts, and returns N numbers;
     NaN marks a clip that it could not judge. It runs without gradients unless it is said to be differentiable.
     """
-    if is_reward(function):
+    if isinstance(function, Reward):
         return function
-    return LiftedReward(function, name or getattr(function, "__name__", type(function).__name__), differentiable)
+    if is_reward(function):
+        return LiftedObject(function)
+    return LiftedFunction(function, name or getattr(function, "__name__", type(function).__name__), differentiable)
 
 
-def score(reward: Reward, clips: Sequence[Clip]) -> Scores:
-    """Call a reward (synchronous or not) and check its answer.
+def answers(rewards: Mapping[str, Reward], clips: Sequence[Clip]) -> dict[str, Scores | Exception]:
+    """What several rewards say of the same clips: asynchronous ones run side by side while the others compute.
 
-    Returns: Scores with float32 totals, a boolean `valid`, and no number where `valid` is False (NaN there).
-        A total that is not finite counts as invalid.
-    Raises: RewardError where a clip or the answer has the wrong type or shape.
+    Returns: name -> Scores, or the exception that the reward raised; one that fails does not stop the others.
     """
-    _check_clips(reward, clips)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and reward.differentiable):
-        answer = reward(clips)
-        if inspect.isawaitable(answer):
-            answer = asyncio.run(_wait(answer))
-    if not isinstance(answer, Scores):
-        raise RewardError(f"reward {reward.name}: returned {type(answer).__name__}, expected rewards.Scores")
-    num = len(clips)
-    _check_shape(reward, "total", answer.total, (num,))
-    for name, values in answer.dims.items():
-        _check_shape(reward, f"dims[{name!r}]", values, (num,))
-    if answer.dense is not None:
-        segments = answer.dense.shape[1:2] if isinstance(answer.dense, Tensor) else ()
-        _check_shape(reward, "dense", answer.dense, (num, *(segments or ("S",))))
-    total = answer.total.float()
-    valid = torch.isfinite(total)
-    if answer.valid is not None:
-        _check_shape(reward, "valid", answer.valid, (num,))
-        valid = valid & answer.valid.to(total.device, torch.bool)
-    total = torch.where(valid, total, total.new_full((), float("nan")))
-    return Scores(total, {name: v.float() for name, v in answer.dims.items()}, answer.dense, valid)
+    waiting = {name: reward for name, reward in rewards.items() if reward.is_async}
+    found = {}
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        background = pool.submit(asyncio.run, _gathered(waiting, clips))
+        for name, reward in rewards.items():
+            if name not in waiting:
+                try:
+                    found[name] = reward(clips)
+                except Exception as error:  # a user's reward may raise anything; the caller says which it was
+                    found[name] = error
+        found |= background.result()
+    return {name: found[name] for name in rewards}
 
 
-async def _wait(answer: Awaitable[Scores]) -> Scores:
+async def _gathered(rewards: Mapping[str, Reward], clips: Sequence[Clip]) -> dict[str, Scores | Exception]:
+    async def one(reward: Reward) -> Scores:
+        return reward._checked(await reward._started(clips), len(clips))
+
+    found = await asyncio.gather(*(one(reward) for reward in rewards.values()), return_exceptions=True)
+    return dict(zip(rewards, found, strict=True))
+
+
+def settled(answer: Answer | Awaitable[Answer]) -> Answer:
+    """An answer, waited for where it is awaitable; also under a running event loop, as in a notebook."""
+    if not inspect.isawaitable(answer):
+        return answer
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_wait(answer))
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, _wait(answer)).result()
+
+
+async def _wait(answer: Awaitable[Answer]) -> Answer:
     return await answer
-
-
-def _check_clips(reward: Reward, clips: Sequence[Clip]) -> None:
-    if not clips:
-        raise RewardError(f"reward {reward.name}: called with no clips")
-    for clip in clips:
-        video = clip.video
-        if video.ndim != 4 or video.shape[1] != 3 or 0 in video.shape or not video.is_floating_point():
-            raise RewardError(
-                f"reward {reward.name}: a clip's video is {video.dtype} {tuple(video.shape)}, expected (F, 3, H, W) "
-                "float in [0, 1]; move channels to axis 1 and divide bytes by 255"
-            )
-
-
-def _check_shape(reward: Reward, what: str, values: Any, shape: tuple[int | str, ...]) -> None:
-    found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-    if found != shape:
-        raise RewardError(f"reward {reward.name}: {what} has shape {found}, expected {shape}, one value a clip")

@@ -14,17 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards.contract import LiftedReward, Reward, RewardError, is_reward, lift
-
-KNOWN = {
-    "clip": "rewards.clip:CLIPReward",
-    "sprite_background": "rewards.sprite:sprite_background",
-    "sprite_colour": "rewards.sprite:sprite_colour",
-    "sprite_match": "rewards.sprite:sprite_match",
-    "sprite_motion": "rewards.sprite:sprite_motion",
-    "sprite_shape": "rewards.sprite:sprite_shape",
-    "sprite_smoothness": "rewards.sprite:sprite_smoothness",
-}
+from rewards.contract import LiftedFunction, Reward, RewardError, is_reward, lift
+from rewards.known import KNOWN
 
 
 def load(use: str, /, **options: Any) -> Reward:
@@ -40,14 +31,14 @@ def load(use: str, /, **options: Any) -> Reward:
     """
     target = _checked(use, options)
     if is_reward(target) and not inspect.isclass(target):
-        return target
+        return lift(target)
     name = use.rpartition(":")[2]
     if use in KNOWN or inspect.isclass(target):
         built = target(**options)
         if not callable(built):
             raise RewardError(f"reward {use}: gives a {type(built).__name__}, which cannot be called with clips")
         return lift(built, name)
-    return LiftedReward(functools.partial(target, **options), name, bool(getattr(target, "differentiable", False)))
+    return LiftedFunction(functools.partial(target, **options), name, bool(getattr(target, "differentiable", False)))
 
 
 def check(use: str, /, **options: Any) -> None:
@@ -78,7 +69,7 @@ def _checked(use: str, options: dict[str, Any]) -> Any:
 
 
 def _resolve(use: str) -> Any:
-    where = KNOWN.get(use, use)
+    where = KNOWN[use].target if use in KNOWN else use
     module_name, colon, attribute = where.rpartition(":")
     if not colon:
         raise RewardError(

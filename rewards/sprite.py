@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import Clip, Scores
+from .contract import Clip, Reward, Scores
 
 Table = Mapping[str, tuple[float, float, float]]  # name -> RGB
 
@@ -208,16 +208,13 @@ def _named_direction(said: Words) -> Tensor:
 Judge = Callable[[SpriteMeasures, Words], tuple[Tensor, dict[str, Tensor]]]
 
 
-class SpriteReward:
+class SpriteReward(Reward):
     """A judge of (measures, words) as a reward: its number where the sprite is valid, 0 elsewhere."""
-
-    scope: Literal["clip", "group", "batch"] = "clip"
-    differentiable = False
 
     def __init__(self, name: str, judge: Judge):
         self.name, self.judge = name, judge
 
-    def __call__(self, clips: Sequence[Clip]) -> Scores:
+    def score(self, clips: Sequence[Clip]) -> Scores:
         seen = measure(torch.stack([clip.video for clip in clips]))
         said = read_words([clip.prompt for clip in clips], seen.valid.device)
         number, dims = self.judge(seen, said)

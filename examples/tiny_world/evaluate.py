@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rewards.contract import Clip, score
+from rewards.contract import Clip
 from rewards.sprite import match_readings, measure, read_words, sprite_motion, sprite_smoothness
 
 from . import clip as tiny_clip
@@ -66,8 +66,8 @@ def judge(videos: Tensor, prompts: list[str]) -> dict[str, float]:
     clips = [Clip(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
     row |= {"all": right.mean().item(), "area": seen.area[valid].mean().item()}
     row |= {"px/frame": seen.speed[valid].mean().item()}
-    row |= {"reward": score(sprite_motion(area=None), clips).total.mean().item()}
-    return row | {"smooth": score(sprite_smoothness(), clips).total.mean().item()}
+    row |= {"reward": sprite_motion(area=None)(clips).total.mean().item()}
+    return row | {"smooth": sprite_smoothness()(clips).total.mean().item()}
 
 
 @torch.no_grad()

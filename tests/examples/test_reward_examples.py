@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rewards import Clip, load, score
+from rewards import load
 
 ROOT = Path(__file__).parents[2]
 MY_REWARD = ROOT / "examples" / "my_reward.py"
@@ -80,5 +80,5 @@ def test_an_empty_folder_is_one_line(tmp_path):
 
 def test_my_reward_through_load():
     video = torch.stack([torch.full((2, 3, 8, 8), 0.5), torch.tensor([0.0, 0.05]).view(2, 1, 1, 1).expand(2, 3, 8, 8)])
-    found = score(load(f"{MY_REWARD}:calm"), [Clip(one, "") for one in video])
+    found = load(f"{MY_REWARD}:calm")(video, ["", ""])
     assert found.total.tolist() == pytest.approx([1, 0.5])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rewards import Clip, score
+from rewards import Clip
 from rewards.clip import MAX_CACHED_PROMPTS, CLIPReward, frame_indices, prepare
 
 PROMPTS = ["a red circle moving left", "a blue square", "a green triangle moving up quickly"]
@@ -45,7 +45,7 @@ def test_equals_open_clip_on_prepared_images(reward, clip_folder):
     # Frames of the model's own size need no resizing, so nothing but float rounding may differ.
     videos = (torch.rand(3, 2, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 255).round() / 255
     expected = by_open_clip(clip_folder, videos, PROMPTS)
-    scores = score(reward, clips_of(videos))
+    scores = reward(clips_of(videos))
     assert expected.std() > 0.02  # the reference tells these clips apart
     torch.testing.assert_close(scores.dense, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(scores.total, expected.mean(1), atol=1e-5, rtol=0)
@@ -54,7 +54,7 @@ def test_equals_open_clip_on_prepared_images(reward, clip_folder):
 def test_close_to_open_clip_through_pil(reward, clip_folder, videos):
     expected = by_open_clip(clip_folder, videos, PROMPTS)
     # Measured: 1.1e-3 where cosines spread by 0.07; the frames differ by one level of 255 at most.
-    torch.testing.assert_close(score(reward, clips_of(videos)).dense, expected, atol=3e-3, rtol=0)
+    torch.testing.assert_close(reward(clips_of(videos)).dense, expected, atol=3e-3, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
@@ -89,26 +89,24 @@ def test_gradient_of_the_total_matches_finite_differences(reward):
     # Away from 0 and 1, where clipping would bend the function.
     video = 0.3 + 0.4 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     video.requires_grad_()
-    (gradient,) = torch.autograd.grad(score(reward, [Clip(video, PROMPTS[0])]).total.sum(), video)
+    (gradient,) = torch.autograd.grad(reward([Clip(video, PROMPTS[0])]).total.sum(), video)
     direction = gradient / gradient.norm()
     step = 0.02
-    up, down = (
-        score(reward, [Clip(video.detach() + sign * step * direction, PROMPTS[0])]).total.item() for sign in (1, -1)
-    )
+    up, down = (reward([Clip(video.detach() + sign * step * direction, PROMPTS[0])]).total.item() for sign in (1, -1))
     assert (up - down) / (2 * step) == pytest.approx(gradient.norm().item(), rel=0.02)
 
 
 def test_every_clip_gets_its_own_gradient(reward, videos):
     videos.requires_grad_()
-    score(reward, clips_of(videos)).total[1].backward()
+    reward(clips_of(videos)).total[1].backward()
     assert videos.grad[1].abs().max() > 0
     assert videos.grad[[0, 2]].abs().max() == 0
 
 
 def test_lengths_and_sizes_may_differ_in_one_call(reward, videos):
     mixed = [videos[0], videos[1, :1], torch.rand(5, 3, 70, 33)]
-    together = score(reward, clips_of(mixed))
-    alone = torch.cat([score(reward, [clip]).total for clip in clips_of(mixed)])
+    together = reward(clips_of(mixed))
+    alone = torch.cat([reward([clip]).total for clip in clips_of(mixed)])
     torch.testing.assert_close(together.total, alone, atol=1e-6, rtol=0)
     assert together.dense is None
 
@@ -116,8 +114,8 @@ def test_lengths_and_sizes_may_differ_in_one_call(reward, videos):
 def test_scores_only_the_frames_asked_for(clip_folder, videos):
     two = CLIPReward(path=str(clip_folder), frames=2, device="cpu")
     everything = CLIPReward(path=str(clip_folder), frames=None, device="cpu", batch_size=3)
-    dense = score(everything, clips_of(videos)).dense
-    torch.testing.assert_close(score(two, clips_of(videos)).dense, dense[:, [0, 3]])
+    dense = everything(clips_of(videos)).dense
+    torch.testing.assert_close(two(clips_of(videos)).dense, dense[:, [0, 3]])
     assert dense.shape == (3, 4)
 
 
@@ -133,32 +131,32 @@ def test_a_prompt_is_encoded_once(reward, videos):
     seen = []
     tokenizer = reward.tokenizer
     reward.tokenizer = lambda texts: seen.extend(texts) or tokenizer(texts)
-    first = score(reward, clips_of(videos, ["a", "b", "a"]))
-    second = score(reward, clips_of(videos, ["a", "b", "a"]))
+    first = reward(clips_of(videos, ["a", "b", "a"]))
+    second = reward(clips_of(videos, ["a", "b", "a"]))
     assert seen == ["a", "b"]
     assert torch.equal(first.total, second.total)
 
 
 def test_the_prompt_cache_is_bounded(reward, videos):
     reward.text_cache = {str(number): torch.zeros(16) for number in range(MAX_CACHED_PROMPTS)}
-    score(reward, clips_of(videos))
+    reward(clips_of(videos))
     assert len(reward.text_cache) == MAX_CACHED_PROMPTS
     assert set(PROMPTS) < set(reward.text_cache)
 
 
 def test_a_cache_filled_in_inference_mode_serves_gradients(reward, videos):
     with torch.inference_mode():
-        score(reward, clips_of(videos))
+        reward(clips_of(videos))
     videos.requires_grad_()
-    score(reward, clips_of(videos)).total.sum().backward()
+    reward(clips_of(videos)).total.sum().backward()
     assert videos.grad.abs().max() > 0
 
 
 def test_the_callers_autocast_changes_nothing(reward, videos):
-    plain = score(reward, clips_of(videos)).total
+    plain = reward(clips_of(videos)).total
     reward.text_cache.clear()
     with torch.autocast("cpu", torch.bfloat16):
-        inside = score(reward, clips_of(videos)).total
+        inside = reward(clips_of(videos)).total
     assert torch.equal(plain, inside)
 
 
@@ -173,7 +171,7 @@ def test_loading_leaves_the_random_state_and_freezes_the_weights(clip_folder):
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16", "fp16"])
 def test_low_precision_stays_close(clip_folder, videos, reward, precision):
     low = CLIPReward(path=str(clip_folder), frames=None, device="cpu", precision=precision)
-    found, exact = score(low, clips_of(videos)), score(reward, clips_of(videos))
+    found, exact = low(clips_of(videos)), reward(clips_of(videos))
     assert found.total.dtype == torch.float32
     assert not torch.equal(found.total, exact.total)
     torch.testing.assert_close(found.total, exact.total, atol=0.02, rtol=0)

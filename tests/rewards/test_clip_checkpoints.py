@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
-from rewards import Clip, RewardError, load, score
+from rewards import Clip, RewardError, load
 from rewards.clip import CLIPReward, Source, _find_built_in, create
 
 from .conftest import PREPROCESS
 
 
 def totals(reward, videos):
-    return score(reward, [Clip(video, prompt) for video, prompt in zip(videos, "abc", strict=True)]).total
+    return reward([Clip(video, prompt) for video, prompt in zip(videos, "abc", strict=True)]).total
 
 
 @pytest.fixture

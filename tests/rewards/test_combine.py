@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rewards import Clip, RewardError, Scores, score, weighted
+from rewards import Clip, RewardError, Scores, weighted
 
 
 class Part:
@@ -23,7 +23,7 @@ def clips(video=None):
 
 def test_total_is_the_weighted_sum_and_parts_stay_visible():
     parts = {"a": Part([-1.0, 2.0], {"vq": torch.tensor([5.0, 6.0])}), "b": Part([10.0, 20.0])}
-    found = score(weighted(parts, {"a": 2.0, "b": -0.5}), clips())
+    found = weighted(parts, {"a": 2.0, "b": -0.5})(clips())
     assert found.total.tolist() == [2 * -1 - 0.5 * 10, 2 * 2 - 0.5 * 20]
     assert {name: values.tolist() for name, values in found.dims.items()} == {
         "a": [-1, 2],
@@ -36,7 +36,7 @@ def test_one_invalid_part_invalidates_its_clip_only():
     parts = {"a": Part([1.0, 2.0], valid=torch.tensor([True, False])), "b": Part([3.0, 4.0])}
     reward = weighted(parts, {"a": 1.0, "b": 1.0})
     assert reward(clips()).valid.tolist() == [True, False]  # also for a caller that does not go through score
-    found = score(reward, clips())
+    found = reward(clips())
     assert found.valid.tolist() == [True, False]
     assert found.total[0] == 4
     assert found.total[1].isnan()
@@ -46,7 +46,7 @@ def test_one_invalid_part_invalidates_its_clip_only():
 def test_an_invalid_clip_does_not_poison_the_gradient():
     video = torch.rand(2, 1, 3, 4, 4, requires_grad=True)
     parts = {"a": Part([1.0, float("nan")], differentiable=True), "b": Part([0.0, 0.0], differentiable=True)}
-    found = score(weighted(parts, {"a": 2.0, "b": 1.0}), clips(video))
+    found = weighted(parts, {"a": 2.0, "b": 1.0})(clips(video))
     found.total[found.valid].sum().backward()
     assert video.grad[0].unique().tolist() == pytest.approx([3 / 48])
     assert video.grad[1].abs().max() == 0
@@ -57,7 +57,7 @@ def test_a_weight_of_zero_watches():
     reward = weighted(parts, {"a": 1.0, "held_out": 0.0})
     assert reward.differentiable
     assert reward.scope == "group"
-    found = score(reward, clips())
+    found = reward(clips())
     assert found.valid.all()
     assert found.total.tolist() == [1, 2]
     assert found.dims["held_out"][1] == 7
@@ -79,7 +79,7 @@ def test_differentiable_if_every_part_is(kinds):
 
 def test_nests():
     inner = weighted({"a": Part([1.0, 2.0])}, {"a": 3.0})
-    found = score(weighted({"inner": inner}, {"inner": 0.5}), clips())
+    found = weighted({"inner": inner}, {"inner": 0.5})(clips())
     assert found.total.tolist() == [1.5, 3]
     assert found.dims["inner/a"].tolist() == [1, 2]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rewards import KNOWN, Clip, RewardError, Scores, lift, load, score, weighted
+from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, weighted
 
 PROMPTS = [
     "a red circle moving right quickly on a black background",
@@ -87,7 +87,7 @@ def test_has_the_three_attributes(reward):
 def test_gives_one_float32_a_clip_on_the_clips_device(reward, device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    answer = score(reward, clips_on(device))
+    answer = reward(clips_on(device))
     for values in (answer.total, *answer.dims.values()):
         assert (values.shape, values.dtype, values.device.type) == ((3,), torch.float32, device)
     assert answer.valid.all()
@@ -95,37 +95,37 @@ def test_gives_one_float32_a_clip_on_the_clips_device(reward, device):
 
 
 def test_same_clips_same_scores(reward):
-    first, second = score(reward, clips_on()), score(reward, clips_on())
+    first, second = reward(clips_on()), reward(clips_on())
     same(second, first, tolerance=0)
 
 
 def test_a_batch_scores_as_its_clips_alone(reward):
-    together = score(reward, clips_on())
+    together = reward(clips_on())
     for index, clip in enumerate(clips_on()):
-        same(score(reward, [clip]), rows(together, [index]))
+        same(reward([clip]), rows(together, [index]))
 
 
 def test_scores_follow_their_clips(reward):
     order = [2, 0, 1]
     clips = clips_on()
-    same(score(reward, [clips[index] for index in order]), rows(score(reward, clips), order))
+    same(reward([clips[index] for index in order]), rows(reward(clips), order))
 
 
 def test_does_not_write_into_the_clips(reward):
     video = sprites()
-    score(reward, clips_on(video=video))
+    reward(clips_on(video=video))
     assert torch.equal(video, sprites())
 
 
 def test_draws_nothing_from_the_global_generator(reward):
     state = torch.get_rng_state()
-    score(reward, clips_on())
+    reward(clips_on())
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_gradient_where_claimed_and_none_elsewhere(reward):
     video = sprites().requires_grad_()
-    total = score(reward, clips_on(video=video)).total
+    total = reward(clips_on(video=video)).total
     assert total.requires_grad == reward.differentiable
     if reward.differentiable:
         total[0].backward()
@@ -134,8 +134,29 @@ def test_gradient_where_claimed_and_none_elsewhere(reward):
         assert video.grad[1:].abs().max() == 0
 
 
+def test_videos_with_prompts_are_clips(reward):
+    same(reward(sprites(), PROMPTS, fps=16.0), reward(clips_on()), tolerance=0)
+    same(reward(list(sprites()), PROMPTS, fps=[16.0] * 3), reward(clips_on()), tolerance=0)
+
+
+def test_frames_that_it_does_not_look_at_may_be_left_out(reward):
+    clips = clips_on()
+    seen = [reward.indices(len(clip.video), clip.fps) for clip in clips]
+    alone = [clip.frames(indices) for clip, indices in zip(clips, seen, strict=True)]
+    assert [reward.indices(len(clip.video), clip.fps) for clip in alone] == [list(range(len(s))) for s in seen]
+    same(reward(alone), reward(clips))
+
+
+@pytest.mark.parametrize("pixel", [float("nan"), float("inf"), 255.0, -1.0])
+def test_pixels_outside_the_range_are_named(reward, pixel):
+    video = sprites()
+    video[1, 2, 0, 3, 3] = pixel
+    with pytest.raises(RewardError, match=rf"reward {reward.name}: the video of 'a blue square.*expected \[0, 1\]"):
+        reward(clips_on(video=video))
+
+
 def test_half_precision_video_is_scored(reward):
-    found = score(reward, clips_on(video=sprites().bfloat16()))
+    found = reward(clips_on(video=sprites().bfloat16()))
     assert found.total.dtype == torch.float32
     assert found.total.isfinite().all()
 
@@ -146,7 +167,7 @@ def test_half_precision_video_is_scored(reward):
 )
 def test_a_video_of_another_form_is_named(reward, video):
     with pytest.raises(RewardError, match=rf"reward {reward.name}: a clip's video is .*expected \(F, 3, H, W\)"):
-        score(reward, [Clip(video, "a red circle")])
+        reward([Clip(video, "a red circle")])
 
 
 class Answer:
@@ -161,9 +182,13 @@ class Answer:
         return self.answer
 
 
+def answer_with(scores):
+    return lift(Answer(scores))(clips_on())
+
+
 def test_a_number_that_is_none_is_masked_and_its_neighbours_stay():
     total = torch.tensor([1.0, float("nan"), float("inf")], requires_grad=True)
-    found = score(Answer(Scores(total)), clips_on())
+    found = answer_with(Scores(total))
     assert found.valid.tolist() == [True, False, False]
     assert found.total.isnan().tolist() == [False, True, True]
     found.total[found.valid].sum().backward()
@@ -171,7 +196,7 @@ def test_a_number_that_is_none_is_masked_and_its_neighbours_stay():
 
 
 def test_a_failed_call_is_never_a_number():
-    found = score(Answer(Scores(torch.tensor([1.0, 2.0, 3.0]), valid=torch.tensor([True, False, True]))), clips_on())
+    found = answer_with(Scores(torch.tensor([1.0, 2.0, 3.0]), valid=torch.tensor([True, False, True])))
     assert found.valid.tolist() == [True, False, True]
     assert found.total[1].isnan()
 
@@ -192,12 +217,70 @@ def test_a_failed_call_is_never_a_number():
 )
 def test_an_answer_of_another_form_names_the_reward(answer, message):
     with pytest.raises(RewardError, match=f"reward answer: {message}"):
-        score(Answer(answer), clips_on())
+        answer_with(answer)
+
+
+@pytest.mark.parametrize(
+    ("videos", "prompts", "message"),
+    [
+        (sprites(), None, "videos but no prompts"),
+        (list(sprites()), None, "videos but no prompts"),
+        (sprites(), PROMPTS[:2], "3 videos and 2 prompts"),
+        (sprites(), "a red circle", "3 videos and one string"),
+    ],
+)
+def test_videos_and_prompts_must_fit(videos, prompts, message):
+    with pytest.raises(RewardError, match=message):
+        lift(mean_brightness)(videos, prompts)
+
+
+def test_clips_of_one_prompt_are_one_group():
+    class Groups(Answer):
+        def __call__(self, clips):
+            return Scores(torch.tensor([float(clip.group) for clip in clips]))
+
+    assert lift(Groups(None))(sprites(), ["b", "a", "b"]).total.tolist() == [0, 1, 0]
+
+
+def test_asynchronous_rewards_run_side_by_side_and_one_failure_stays_one():
+    import asyncio
+
+    arrived = []
+
+    class Waits(Answer):
+        async def __call__(self, clips):
+            arrived.append(self)
+            while len(arrived) < 2:  # ends only if the other one runs meanwhile
+                await asyncio.sleep(0.001)
+            return self.answer
+
+    def broken(videos, prompts):
+        raise KeyError("judge")
+
+    rewards = {"a": Waits(Scores(torch.zeros(3))), "b": Waits(Scores(torch.ones(3))), "c": broken}
+    found = answers({name: lift(reward) for name, reward in rewards.items()}, clips_on())
+    assert list(found) == ["a", "b", "c"]
+    assert [found[name].total.tolist() for name in "ab"] == [[0] * 3, [1] * 3]
+    assert isinstance(found["c"], KeyError)
+
+
+def test_an_awaitable_is_waited_for_under_a_running_loop():
+    import asyncio
+
+    class Remote(Answer):
+        async def __call__(self, clips):
+            await asyncio.sleep(0)
+            return self.answer
+
+    async def notebook():
+        return lift(Remote(Scores(torch.arange(3.0))))(clips_on())
+
+    assert asyncio.run(notebook()).total.tolist() == [0, 1, 2]
 
 
 def test_no_clips_is_an_error():
     with pytest.raises(RewardError, match="no clips"):
-        score(Answer(Scores(torch.zeros(0))), [])
+        lift(Answer(Scores(torch.zeros(0))))([])
 
 
 def test_an_awaitable_is_waited_for():
@@ -205,7 +288,7 @@ def test_an_awaitable_is_waited_for():
         async def __call__(self, clips):
             return self.answer
 
-    assert score(Remote(Scores(torch.arange(3.0))), clips_on()).total.tolist() == [0, 1, 2]
+    assert lift(Remote(Scores(torch.arange(3.0))))(clips_on()).total.tolist() == [0, 1, 2]
 
 
 def test_a_reward_that_is_not_differentiable_runs_without_gradients():
@@ -213,18 +296,18 @@ def test_a_reward_that_is_not_differentiable_runs_without_gradients():
         assert not torch.is_grad_enabled()
         return videos.mean((1, 2, 3, 4))
 
-    assert not score(lift(watcher), clips_on(video=sprites().requires_grad_())).total.requires_grad
+    assert not lift(watcher)(clips_on(video=sprites().requires_grad_())).total.requires_grad
 
 
 def test_lift_takes_plain_numbers_and_keeps_a_reward():
     lifted = lift(lambda videos, prompts: [1, 2.5, float("nan")], name="numbers")
     assert lifted.name == "numbers"
-    assert score(lifted, clips_on()).total[:2].tolist() == [1, 2.5]
+    assert lifted(clips_on()).total[:2].tolist() == [1, 2.5]
     assert lift(lifted) is lifted
 
 
 def test_lift_explains_what_it_cannot_use():
     with pytest.raises(RewardError, match="reward words: expected 3 numbers"):
-        score(lift(lambda videos, prompts: ["good"] * 3, name="words"), clips_on())
+        lift(lambda videos, prompts: ["good"] * 3, name="words")(clips_on())
     with pytest.raises(RewardError, match="one shape"):
-        score(lift(mean_brightness), [Clip(torch.rand(2, 3, 8, 8), ""), Clip(torch.rand(3, 3, 8, 8), "")])
+        lift(mean_brightness)([Clip(torch.rand(2, 3, 8, 8), ""), Clip(torch.rand(3, 3, 8, 8), "")])

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from rewards import KNOWN, Clip, RewardError, check, load, score
+from rewards import KNOWN, Clip, RewardError, check, load
 
 MINE = """
 import dataclasses
@@ -57,7 +57,7 @@ def mine(tmp_path):
 
 
 def total(reward, prompts=("a", "b")):
-    return score(reward, [Clip(torch.full((2, 3, 4, 4), 0.5), prompt) for prompt in prompts]).total.tolist()
+    return reward([Clip(torch.full((2, 3, 4, 4), 0.5), prompt) for prompt in prompts]).total.tolist()
 
 
 def test_a_known_name():
@@ -65,8 +65,8 @@ def test_a_known_name():
     assert reward.name == "sprite_shape"
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if name != "clip"])
-def test_every_known_reward_loads_without_options(name):
+@pytest.mark.parametrize("name", [name for name in KNOWN if name.startswith("sprite_")])
+def test_a_verifiable_reward_loads_without_options(name):
     check(name)
     assert load(name).name == name
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rewards import sprite
-from rewards.contract import Clip, score
+from rewards.contract import Clip
 
 FRAMES = 9
 FINE = 4  # subpixels a side
@@ -65,7 +65,7 @@ def clips(videos, prompts):
 
 
 def one(reward, video, prompt):
-    answer = score(reward, [Clip(video, prompt)])
+    answer = reward([Clip(video, prompt)])
     return answer.total.item(), {name: values.item() for name, values in answer.dims.items()}
 
 
@@ -121,7 +121,7 @@ def test_a_clip_without_a_sprite_scores_zero_and_says_so():
         sprite.sprite_match(),
     ]
     for reward in rewards:
-        answer = score(reward, clips([empty, gone, speck, flood, static], ["a red circle moving right"] * 5))
+        answer = reward(clips([empty, gone, speck, flood, static], ["a red circle moving right"] * 5))
         assert answer.total.tolist() == [0.0] * 5
         assert answer.dims["valid"].tolist() == [0.0] * 5
         assert answer.valid.all()  # the call itself did not fail
@@ -165,7 +165,7 @@ def test_an_even_path_is_smoother_than_a_jittered_one_and_than_standing_still():
     jittered = even + torch.stack([torch.zeros(FRAMES), jitter], -1)
     still = torch.full_like(even, 16.0) + 0.02 * torch.stack([jitter, -jitter], -1)
     videos = [paint("circle", path) for path in (even, jittered, still)]
-    total = score(sprite.sprite_smoothness(), clips(videos, ["a red circle"] * 3)).total
+    total = sprite.sprite_smoothness()(clips(videos, ["a red circle"] * 3)).total
     assert total[0] > 0.95
     assert total[1] < 0.5  # steps of 1 with a spread of 1.4: 1 / (1 + 1.4)
     assert total[2] < 0.3
@@ -200,7 +200,7 @@ def test_colour_background_and_shape_rewards_order_right_before_wrong():
 
 def test_rewards_are_called_without_a_graph_and_take_a_batch():
     video = draw("circle").requires_grad_()
-    answer = score(sprite.sprite_colour(), clips([video, video], ["a red circle", "a blue circle"]))
+    answer = sprite.sprite_colour()(clips([video, video], ["a red circle", "a blue circle"]))
     assert not answer.total.requires_grad
     assert answer.total[0] > answer.total[1]
 

@@ -1,0 +1,45 @@
+"""The rewards that are known by name, with what a user wants to know before choosing one (`python -m rewards.list`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Known(NamedTuple):
+    """One row of the list."""
+
+    target: str  # module:callable
+    inputs: str  # what it looks at
+    outputs: str  # what total and dims are
+    scale: str  # range or typical values of total
+    licence: str  # of the weights, where there are any
+    memory: str  # of the weights alone
+    verified: str  # how, honestly
+
+    @property
+    def module(self) -> str:
+        return self.target.partition(":")[0]
+
+
+def _sprite(name: str, outputs: str, scale: str) -> Known:
+    verified = "every attribute read right on clean renders; worked examples in tests/rewards/test_sprite.py"
+    return Known(f"rewards.sprite:{name}", "sprite video, prompt", outputs, scale, "none: no weights", "none", verified)
+
+
+KNOWN = {
+    "clip": Known(
+        "rewards.clip:CLIPReward",
+        "frames, prompt",
+        "mean cosine of frames and prompt",
+        "-1 to 1, published models 0.1 to 0.4",
+        "the checkpoint's; OpenAI's and LAION's are MIT",
+        "0.6 GB (B/32) to 4 GB (H/14), fp32",
+        "against open_clip's own path on a tiny checkpoint; published weights not run here",
+    ),
+    "sprite_background": _sprite("sprite_background", "closeness of the background's colour", "0 to 1"),
+    "sprite_colour": _sprite("sprite_colour", "closeness of the sprite's colour", "0 to 1"),
+    "sprite_match": _sprite("sprite_match", "share of the prompt's attributes that are right", "0 to 1"),
+    "sprite_motion": _sprite("sprite_motion", "moves fast, the way the prompt says", "-1 to 1"),
+    "sprite_shape": _sprite("sprite_shape", "probability of the named shape", "0 to 1"),
+    "sprite_smoothness": _sprite("sprite_smoothness", "how even the path is", "0 to 1"),
+}
