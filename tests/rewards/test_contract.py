@@ -46,9 +46,13 @@ BUILDERS = {
 }
 
 
+# The fixture whose value a builder is given; clip_folder for all others.
+FIXTURES = {}
+
+
 @pytest.fixture(scope="module", params=BUILDERS)
-def reward(request, clip_folder):
-    return BUILDERS[request.param](clip_folder)
+def reward(request):
+    return BUILDERS[request.param](request.getfixturevalue(FIXTURES.get(request.param, "clip_folder")))
 
 
 def clips_on(device="cpu", video=None, prompts=PROMPTS):
