@@ -13,6 +13,7 @@ from rewards.contract import Clip, Reward, RewardError, Scores, answers, lift
 from rewards.known import KNOWN
 from rewards.loading import check, load
 from rewards.statistics import image_statistics
+from rewards.remote import remote
 
 __all__ = [
     "KNOWN",
@@ -26,4 +27,5 @@ __all__ = [
     "lift",
     "load",
     "weighted",
+    "remote",
 ]

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from tests.rewards.servers import serving
+
 MODEL = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
@@ -35,3 +37,10 @@ def videos():
     """Smooth random clips, 3 of (4, 3, 40, 48): neighbouring pixels are alike, as in a video."""
     noise = torch.rand(3, 12, 10, 12, generator=torch.Generator().manual_seed(1))
     return torch.nn.functional.interpolate(noise, (40, 48), mode="bilinear").view(3, 4, 3, 40, 48)
+
+
+@pytest.fixture(scope="session")
+def reward_server():
+    """URL of a server of sprite_colour."""
+    with serving("--reward", "sprite_colour") as server:
+        yield server.url

@@ -43,11 +43,12 @@ BUILDERS = {
         {"clip": clip_reward(folder), "colour": load("sprite_colour")}, {"clip": 2.0, "colour": 1.0}
     ),
     **{name: lambda folder, name=name: load(name) for name in KNOWN if name.startswith("sprite_")},
+    "remote": lambda url: load("remote", url=url, name="sprite_colour", timeout=30, patience=10),
 }
 
 
 # The fixture whose value a builder is given; clip_folder for all others.
-FIXTURES = {}
+FIXTURES = {"remote": "reward_server"}
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
