@@ -1,0 +1,141 @@
+"""HPSv3, a wide-spectrum human preference score of images, on Qwen2-VL-7B.
+
+HPSv3 (arXiv 2508.03789), https://github.com/MizzenAI/HPSv3; weights MizzenAI/HPSv3. Two outputs an image, the mean and
+the logarithm of the deviation of its score; the mean is the reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewards.checkpoints import read_tensors, snapshot
+from rewards.contract import Clip, Reward, RewardError, Scores
+from rewards.qwen2_vl import DTYPES, Qwen2VLReward, looks_local, resized, smart_resize
+
+TOKEN = "<|Reward|>"
+TEMPLATE_FILE = "prompt_template.txt"
+PIXELS = 256 * 28 * 28  # of an image, as nearly as its ratio allows: both bounds of the authors' resizing
+
+
+class HPSv3(Reward):
+    """Human preference for a clip's frames; total is the mean over all of them, about -5 to 15; see `per_frame`.
+
+    Differentiable in the video.
+
+    Args:
+        path: the weights (HPSv3.safetensors), a folder with them, or the hub id. The authors' prompt is part of the
+            format: prompt_template.txt beside the weights (`python -m rewards.extract_template` writes it from their
+            data_collator_qwen.py), or
+        template: its file.
+        base: the Qwen2-VL that was tuned: folder or hub id; only small files are taken from it.
+        dtype: of the model; None: bfloat16 on a GPU, float32 elsewhere. The head is always float32.
+        batch_size: frames at once.
+    Raises: RewardError for a checkpoint that is incomplete or does not fit, and for a prompt with a special token.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        path: str = "MizzenAI/HPSv3",
+        *,
+        base: str = "Qwen/Qwen2-VL-7B-Instruct",
+        template: str | None = None,
+        pixels: int = PIXELS,
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
+        batch_size: int = 8,
+        name: str = "hpsv3",
+    ):
+        self.check(path, template=template, dtype=dtype, batch_size=batch_size)
+        weights = find_weights(path)
+        self.template = read_template(weights.parent, template)
+        self.name, self.pixels, self.batch_size = name, pixels, batch_size
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        self.model = Qwen2VLReward(
+            "hpsv3", base, read_tensors("hpsv3", weights), head, [TOKEN], device=device, dtype=DTYPES[dtype]
+        )
+
+    @staticmethod
+    def check(
+        path: str = "MizzenAI/HPSv3",
+        *,
+        template: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 8,
+        **_: Any,
+    ) -> None:
+        """Validate the options and the small files; what lies on the hub is not fetched."""
+        if batch_size < 1:
+            raise RewardError(f"reward hpsv3: batch_size {batch_size}: expected a positive number")
+        if dtype is not None and dtype not in DTYPES:
+            raise RewardError(f"reward hpsv3: dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        if Path(path).exists() or looks_local(path):
+            read_template(find_weights(path).parent, template)
+
+    def score(self, clips: Sequence[Clip]) -> Scores:
+        device = clips[0].video.device
+        lengths = [len(clip.video) for clip in clips]
+        with torch.autocast(self.model.device.type, enabled=False):
+            chats = [self.chat(clip.prompt) for clip in clips for _ in clip.video]
+            frames = [frame[None] for clip in clips for frame in clip.video]
+            parts = []
+            for start in range(0, len(frames), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                patches = [self.model.patches(self.prepared(frame)) for frame in frames[part]]
+                parts.append(self.model.scores("image", chats[part], patches).squeeze(1))
+            mean, log_sigma = torch.cat(parts).to(device).unbind(-1)
+        dense = mean.split(lengths)
+        sigma = torch.stack([part.exp().mean() for part in log_sigma.split(lengths)])
+        total = torch.stack([part.mean() for part in dense])
+        return Scores(total, {"sigma": sigma}, torch.stack(dense) if len(set(lengths)) == 1 else None)
+
+    def chat(self, prompt: str) -> str:
+        self.model.check_prompt(prompt)
+        return self.model.chat("image", self.template.replace("{text_prompt}", prompt))
+
+    def prepared(self, frame: Tensor) -> Tensor:
+        """(1, 3, h, w) in [0, 255] in the size that the model takes."""
+        try:
+            size = smart_resize(*frame.shape[-2:], self.model.factor, self.pixels, self.pixels)
+        except ValueError as error:
+            raise RewardError(f"reward hpsv3: {error}") from error
+        return resized(frame.to(self.model.device), *size)
+
+
+def head(hidden: int) -> nn.Module:
+    """The authors' "ranknet"."""
+    return nn.Sequential(
+        nn.Linear(hidden, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+
+
+def find_weights(path: str) -> Path:
+    """The one weights file that `path` names or holds. Raises: RewardError, one line."""
+    if Path(path).is_file():
+        return Path(path)
+    folder = Path(path) if looks_local(path) else snapshot("hpsv3", path, ["HPSv3.safetensors", "*.txt"])
+    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if len(found) != 1:
+        raise RewardError(f"reward hpsv3: {folder} holds {len(found)} .safetensors files, expected HPSv3.safetensors")
+    return found[0]
+
+
+def read_template(folder: Path, path: str | None) -> str:
+    """The authors' instruction followed by their question. Raises: RewardError, one line."""
+    file = Path(path) if path else folder / TEMPLATE_FILE
+    if not file.is_file():
+        raise RewardError(
+            f"reward hpsv3: no {file}; the prompt is part of the checkpoint's format: write it with "
+            f"python -m rewards.extract_template PATH/TO/HPSv3/hpsv3/dataset/data_collator_qwen.py --out {file}"
+        )
+    template = file.read_bytes().decode("utf-8")
+    if template.count(TOKEN) != 1 or template.count("{text_prompt}") != 1:
+        raise RewardError(f"reward hpsv3: {file} must hold {TOKEN} and {{text_prompt}} once each")
+    return template

@@ -1,0 +1,277 @@
+"""VideoReward, the reward model of VideoAlign: visual quality, motion quality and text alignment of a video.
+
+Improving Video Generation with Human Feedback (arXiv 2501.13918), https://github.com/KwaiVGI/VideoAlign at 219ab9d;
+weights KlingTeam/VideoReward on Qwen/Qwen2-VL-2B-Instruct. Videos are scored as tensors; the authors score files, which
+gives the same for what those files hold.
+
+The text before each score does not hold the prompt for visual and motion quality: the model is causal and the prompt
+comes last, so that only text alignment can see it. Training on VQ and MQ alone is blind to the prompt.
+
+    B clips, T frames
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rewards.checkpoints import read_json, read_tensors, snapshot
+from rewards.contract import Clip, Reward, RewardError, Scores
+from rewards.qwen2_vl import DTYPES, Qwen2VLReward, find_base, looks_local, resized, smart_resize
+
+DIMENSIONS = ("VQ", "MQ", "TA")
+TOKENS = tuple(f"<|{name}_reward|>" for name in DIMENSIONS)
+TEMPLATE_FILE = "prompt_template.txt"
+TEMPLATE_HASHES = {"detailed_special": "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"}
+MIN_PIXELS, MIN_FRAMES, MAX_FRAMES, FRAME_FACTOR = 128 * 28 * 28, 4, 768, 2
+CHECKPOINT_FILES = ["*.json", "*.txt", "checkpoint-*/*"]
+
+
+class Settings(NamedTuple):
+    """What model_config.json and the files beside it say."""
+
+    folder: Path
+    weights: Path  # checkpoint-<step>/
+    base: str
+    template: str
+    fps: float
+    num_frames: int | None
+    min_pixels: int
+    max_pixels: int
+    output_dim: int
+    lora_scale: float
+    norm: dict[str, tuple[float, float]]  # dimension -> mean, standard deviation
+
+
+class VideoReward(Reward):
+    """VQ, MQ and TA of a video, each about N(0, 1) over the videos that it was trained on; total is their sum.
+
+    Differentiable in the video. Clips may differ in size and length; each needs two frames at least.
+
+    Args:
+        path: the released folder or its hub id: model_config.json, checkpoint-<step>/ with model.pth, or with
+            adapter_model.safetensors and non_lora_state_dict.pth, and prompt_template.txt, which belongs to the
+            checkpoint and is byte-exact (`python -m rewards.extract_template` writes it from VideoAlign's
+            prompt_template.py).
+        base: the Qwen2-VL that was tuned, where it is not the one inside `path` or named in model_config.json.
+        template: the prompt template, where it is not beside model_config.json.
+        step: of the checkpoint; None: the last.
+        use_norm: subtract the mean and divide by the deviation that model_config.json names; False: raw scores.
+        fps: frames a second to look at, num_frames: or a fixed number; None: as model_config.json says.
+        weights: of VQ, MQ and TA in the total. (1, 1, 1) is the authors' Overall.
+        dtype: of the model; None: bfloat16 on a GPU, float32 elsewhere. The head is always float32.
+        batch_size: clips at once.
+    Raises: RewardError for a checkpoint that is incomplete or does not fit, and for a prompt with a special token.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        path: str = "KlingTeam/VideoReward",
+        *,
+        base: str | None = None,
+        template: str | None = None,
+        step: int | None = None,
+        use_norm: bool = True,
+        fps: float | None = None,
+        num_frames: int | None = None,
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
+        batch_size: int = 4,
+        name: str = "video_reward",
+    ):
+        self._check_values(weights, fps, num_frames, dtype, batch_size)
+        settings = read_settings(path, base, template, step)
+        if num_frames is not None:
+            settings = settings._replace(num_frames=num_frames)
+        elif fps is not None:
+            settings = settings._replace(fps=fps, num_frames=None)
+        self.settings, self.name, self.use_norm, self.batch_size = settings, name, use_norm, batch_size
+        self.weights = dict(zip(DIMENSIONS, weights, strict=True))
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        self.model = Qwen2VLReward(
+            "video_reward",
+            settings.base,
+            read_state(settings),
+            lambda hidden: nn.Linear(hidden, settings.output_dim, bias=False),
+            TOKENS,
+            lora_scale=settings.lora_scale,
+            device=device,
+            dtype=DTYPES[dtype],
+        )
+
+    @staticmethod
+    def check(
+        path: str = "KlingTeam/VideoReward",
+        *,
+        base: str | None = None,
+        template: str | None = None,
+        step: int | None = None,
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        fps: float | None = None,
+        num_frames: int | None = None,
+        dtype: str | None = None,
+        batch_size: int = 4,
+        **_: Any,
+    ) -> None:
+        """Validate the options and the small files; what lies on the hub is not fetched."""
+        VideoReward._check_values(weights, fps, num_frames, dtype, batch_size)
+        if Path(path).exists() or looks_local(path):
+            read_settings(path, base, template, step)
+
+    @staticmethod
+    def _check_values(weights: Any, fps: Any, num_frames: Any, dtype: Any, batch_size: Any) -> None:
+        wrong = {
+            f"weights {weights}: expected three numbers, of VQ, MQ and TA": len(weights) != 3,
+            f"fps {fps}: expected a positive number": fps is not None and not fps > 0,
+            f"num_frames {num_frames}: expected 2 or more": num_frames is not None and num_frames < FRAME_FACTOR,
+            "fps and num_frames exclude each other": fps is not None and num_frames is not None,
+            f"dtype {dtype!r} is none of {', '.join(DTYPES)}": dtype is not None and dtype not in DTYPES,
+            f"batch_size {batch_size}: expected a positive number": batch_size < 1,
+        }
+        for message in (message for message, is_wrong in wrong.items() if is_wrong):
+            raise RewardError(f"reward video_reward: {message}")
+
+    def indices(self, length: int, fps: float) -> list[int]:
+        return frame_indices(length, fps, self.settings.fps, self.settings.num_frames)
+
+    def score(self, clips: Sequence[Clip]) -> Scores:
+        device = clips[0].video.device
+        with torch.autocast(self.model.device.type, enabled=False):
+            chats = [self.chat(clip.prompt) for clip in clips]
+            parts = []
+            for start in range(0, len(clips), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                patches = [self.model.patches(self.frames(clip)) for clip in clips[part]]
+                parts.append(self.model.scores("video", chats[part], patches))
+            raw = torch.cat(parts).to(device)  # (B, 3, outputs)
+        raw = raw.squeeze(-1) if self.settings.output_dim == 1 else raw.diagonal(dim1=1, dim2=2)
+        dims = dict(zip(DIMENSIONS, raw.unbind(1), strict=True))
+        if self.use_norm:
+            dims = {name: (dims[name] - mean) / std for name, (mean, std) in self.settings.norm.items()}
+        return Scores(sum(weight * dims[name] for name, weight in self.weights.items()), dims)
+
+    def chat(self, prompt: str) -> str:
+        self.model.check_prompt(prompt)
+        return self.model.chat("video", self.settings.template.replace("{text_prompt}", prompt))
+
+    def frames(self, clip: Clip) -> Tensor:
+        """(T, 3, h, w) in [0, 255]: the frames that are looked at, in the size that the model takes."""
+        settings = self.settings
+        video = clip.video[self.indices(len(clip.video), clip.fps)].to(self.model.device)
+        try:
+            size = smart_resize(*video.shape[-2:], self.model.factor, settings.min_pixels, settings.max_pixels)
+        except ValueError as error:
+            raise RewardError(f"reward video_reward: {error}") from error
+        return resized(video, *size)
+
+
+def frame_indices(length: int, fps: float, wanted_fps: float, num_frames: int | None = None) -> list[int]:
+    """An even number of evenly spaced frames, about `wanted_fps` a second and four at least, or about `num_frames`.
+
+    Source: VideoAlign, vision_process.py. Raises: RewardError for a clip of one frame.
+    """
+    if length < FRAME_FACTOR:
+        raise RewardError(f"reward video_reward: a clip has {length} frame, expected 2 or more")
+    if num_frames is None:
+        most = min(MAX_FRAMES, length) // FRAME_FACTOR * FRAME_FACTOR
+        # Rounded, so that frames which were picked before are picked again: length / fps is the same then but for
+        # the last digit, and a number half way between two may not go the other way.
+        wanted = round(length / fps * wanted_fps, 6)
+        num_frames = min(max(wanted, MIN_FRAMES), most)
+    num = min(round(num_frames / FRAME_FACTOR) * FRAME_FACTOR, length // FRAME_FACTOR * FRAME_FACTOR)
+    return torch.linspace(0, length - 1, num).round().long().tolist()
+
+
+def read_settings(path: str, base: str | None, template: str | None, step: int | None) -> Settings:
+    """Read what is small. Raises: RewardError, one line that names the file and the fix."""
+    where = "video_reward"
+    folder = snapshot(where, str(Path(path).expanduser()) if looks_local(path) else path, CHECKPOINT_FILES)
+    config = read_json(where, folder / "model_config.json")
+    try:
+        data, model, peft = config["data_config"], config["model_config"], config.get("peft_lora_config") or {}
+        rank, alpha = peft.get("lora_r", 1), peft.get("lora_alpha", 1)
+        norm = config.get("inference_config")
+        if list(data["eval_dim"]) != list(DIMENSIONS) or not model["use_special_tokens"]:
+            raise RewardError(
+                f"reward {where}: {folder / 'model_config.json'} describes a model of {data['eval_dim']} "
+                f"{'with' if model['use_special_tokens'] else 'without'} special tokens; only VideoReward's VQ, MQ, TA "
+                "with special tokens is known"
+            )
+        return Settings(
+            folder,
+            find_weights(folder, step),
+            base or find_base(where, folder, model.get("model_name_or_path")),
+            read_template(folder, template, data["prompt_template_type"]),
+            data["fps"],
+            data.get("num_frames"),
+            data.get("min_frame_pixels", MIN_PIXELS),  # the authors' is a constant; other sizes of patch need another
+            data["max_frame_pixels"],
+            model["output_dim"],
+            alpha / (math.sqrt(rank) if peft.get("use_rslora") else rank),
+            {name: (norm[f"{name}_mean"], norm[f"{name}_std"]) if norm else (0.0, 1.0) for name in DIMENSIONS},
+        )
+    except (KeyError, TypeError) as error:
+        raise RewardError(
+            f"reward {where}: {folder / 'model_config.json'} is not a VideoReward configuration ({error!r})"
+        ) from error
+
+
+def find_weights(folder: Path, step: int | None) -> Path:
+    """The folder checkpoint-<step>, or the one of the highest step."""
+    steps = {
+        int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()
+    }
+    found = steps.get(max(steps, default=0) if step is None else step)
+    if found is None:
+        there = ", ".join(str(number) for number in sorted(steps)) or "none"
+        raise RewardError(
+            f"reward video_reward: no checkpoint-{'*' if step is None else step} in {folder}; has {there}"
+        )
+    full = (found / "model.pth").is_file()
+    if not full and not all((found / n).is_file() for n in ("adapter_model.safetensors", "non_lora_state_dict.pth")):
+        raise RewardError(
+            f"reward video_reward: {found} holds neither model.pth nor adapter_model.safetensors with "
+            "non_lora_state_dict.pth; copy it again"
+        )
+    return found
+
+
+def read_template(folder: Path, path: str | None, kind: str) -> str:
+    """The prompt template, checked. Raises: RewardError, one line."""
+    file = Path(path) if path else folder / TEMPLATE_FILE
+    if not file.is_file():
+        raise RewardError(
+            f"reward video_reward: no {file}; the template is part of the checkpoint's format: write it with "
+            f"python -m rewards.extract_template PATH/TO/VideoAlign/prompt_template.py --out {folder / TEMPLATE_FILE}"
+        )
+    template = file.read_bytes().decode("utf-8")
+    known = TEMPLATE_HASHES.get(kind)
+    if known and hashlib.sha256(template.encode()).hexdigest() != known:
+        raise RewardError(
+            f"reward video_reward: {file} is not the template of type {kind} (its sha256 differs); extract it again"
+        )
+    places = [template.find(token) for token in TOKENS]
+    if [template.count(token) for token in TOKENS] != [1, 1, 1] or places != sorted(places):
+        raise RewardError(f"reward video_reward: {file} must hold {', '.join(TOKENS)} once each, in this order")
+    if template.count("{text_prompt}") != 1:
+        raise RewardError(f"reward video_reward: {file} must hold {{text_prompt}} once")
+    return template
+
+
+def read_state(settings: Settings) -> dict[str, Tensor]:
+    """All tensors of either layout, under the names that they have there."""
+    whole = settings.weights / "model.pth"
+    if whole.is_file():
+        return read_tensors("video_reward", whole)
+    rest = read_tensors("video_reward", settings.weights / "non_lora_state_dict.pth")
+    return rest | read_tensors("video_reward", settings.weights / "adapter_model.safetensors")
