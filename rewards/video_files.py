@@ -60,7 +60,7 @@ def read_video(path: str | Path, fps: float | None = None, max_pixels: int = MAX
 def clip_from_file(path: str | Path, prompt: str, fps: float | None = None, max_pixels: int = MAX_PIXELS) -> Clip:
     """Read a clip to be scored, with all frames as float. Raises: RewardError as `read_video` does."""
     frames, rate = read_video(path, fps, max_pixels)
-    return Clip(frames.float() / 255, prompt, rate)
+    return Clip(frames.contiguous().float().div_(255), prompt, rate)
 
 
 def _decode(path: Path, max_pixels: int) -> tuple[Tensor, str]:
@@ -138,6 +138,8 @@ def _read_image(path: Path, max_pixels: int) -> Tensor:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises for damaged files
+    except RewardError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's for damaged files
         raise RewardError(f"{path}: not an image, or damaged: {' '.join(str(error).split())[:200]}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
