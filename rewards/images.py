@@ -75,3 +75,17 @@ def _resized_shape(shape: Sequence[int], target: tuple[int, int], mode: str) -> 
     ratio = max(ratios) if mode == "longest" else min(ratios)
     height, width = (round(side / ratio) for side in shape)  # open_clip rounds here, where torchvision truncates
     return height, width
+
+
+def letterbox(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], antialias: bool = True) -> Tensor:
+    """Fit (M, 3, H, W) images in [0, 1] into a black square and normalise them: (M, 3, size, size).
+
+    What the bicubic filter overshoots stays, and so does every fraction of a level: nothing goes through bytes.
+    """
+    images = TF.resize(images, list(longest_shape(images.shape[-2:], size)), BICUBIC, antialias=antialias)
+    return TF.normalize(pad(images, (size, size)), list(mean), list(std))
+
+
+def squash(images: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Resize (M, 3, H, W) images in [0, 1] to (M, 3, *size) without regard to their proportions, and normalise them."""
+    return TF.normalize(TF.resize(images, list(size), BICUBIC, antialias=True), list(mean), list(std))

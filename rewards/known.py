@@ -26,7 +26,18 @@ def _sprite(name: str, outputs: str, scale: str) -> Known:
     return Known(f"rewards.sprite:{name}", "sprite video, prompt", outputs, scale, "none: no weights", "none", verified)
 
 
+_JUDGE = "the judge's (UnifiedReward MIT, VideoScore2 not stated)"
+
 KNOWN = {
+    "aesthetic": Known(
+        "rewards.aesthetic:AestheticReward",
+        "frames",
+        "mean rating of the frames' beauty",
+        "1 to 10, mostly 4 to 7",
+        "head Apache-2.0, CLIP ViT-L/14 MIT",
+        "1.7 GB, fp32",
+        "head against its layers, embedding against open_clip, on tiny ones; published weights not run here",
+    ),
     "clip": Known(
         "rewards.clip:CLIPReward",
         "frames, prompt",
@@ -34,10 +45,17 @@ KNOWN = {
         "-1 to 1, published models 0.1 to 0.4",
         "the checkpoint's; OpenAI's and LAION's are MIT",
         "0.6 GB (B/32) to 4 GB (H/14), fp32",
-        "against open_clip's own path on a tiny checkpoint; published weights not run here",
+        "against open_clip's and transformers' own paths on tiny checkpoints; published weights not run here",
     ),
-    "sprite_background": _sprite("sprite_background", "closeness of the background's colour", "0 to 1"),
-    "sprite_colour": _sprite("sprite_colour", "closeness of the sprite's colour", "0 to 1"),
+    "hpsv2": Known(
+        "rewards.hpsv2:HPSv2Reward",
+        "frames, prompt",
+        "mean cosine of frames and prompt, tuned on human choices",
+        "0.2 to 0.35",
+        "code Apache-2.0; the weights' repository states none",
+        "4 GB, fp32",
+        "within 1e-6 of the authors' steps redone in the test on a tiny checkpoint; published weights not run here",
+    ),
     "hpsv3": Known(
         "rewards.hpsv3:HPSv3",
         "frames, prompt",
@@ -93,8 +111,28 @@ KNOWN = {
         "the model's, or none with an endpoint",
         "against the logits of a tiny Qwen2-VL, here and over HTTP; no published judge run",
     ),
+    "pickscore": Known(
+        "rewards.pickscore:PickScoreReward",
+        "frames, prompt",
+        "mean exp(logit_scale) cosine of frames and prompt, tuned on human choices",
+        "15 to 26; scale=logit/26 about 0.6 to 1; scale=cosine about 0.15 to 0.26",
+        "MIT",
+        "4 GB, fp32",
+        "against CLIPModel and its processor on a tiny checkpoint; published weights not run here",
+    ),
+    "sprite_background": _sprite("sprite_background", "closeness of the background's colour", "0 to 1"),
+    "sprite_colour": _sprite("sprite_colour", "closeness of the sprite's colour", "0 to 1"),
     "sprite_match": _sprite("sprite_match", "share of the prompt's attributes that are right", "0 to 1"),
     "sprite_motion": _sprite("sprite_motion", "moves fast, the way the prompt says", "-1 to 1"),
     "sprite_shape": _sprite("sprite_shape", "probability of the named shape", "0 to 1"),
     "sprite_smoothness": _sprite("sprite_smoothness", "how even the path is", "0 to 1"),
+    "vlm_rm": Known(
+        "rewards.vlm_rm:GoalBaselineReward",
+        "frames, prompt or a fixed target, a baseline",
+        "mean closeness of frames and target, along the way from the baseline",
+        "at most 1; alpha=0 is the cosine",
+        "the checkpoint's; OpenAI's and LAION's are MIT",
+        "0.6 GB (B/32) to 4 GB (H/14), fp32",
+        "against the formula in numpy on a tiny checkpoint; published weights not run here",
+    ),
 }

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from rewards import Clip
-from rewards.clip import MAX_CACHED_PROMPTS, CLIPReward, frame_indices, prepare
+from rewards.clip import CLIPReward
+from rewards.encoder import MAX_CACHED_PROMPTS
+from rewards.images import prepare
 
 PROMPTS = ["a red circle moving left", "a blue square", "a green triangle moving up quickly"]
 
@@ -119,18 +121,10 @@ def test_scores_only_the_frames_asked_for(clip_folder, videos):
     assert dense.shape == (3, 4)
 
 
-@pytest.mark.parametrize(
-    ("length", "frames", "expected"),
-    [(9, 3, [0, 4, 8]), (4, 8, [0, 1, 2, 3]), (5, 1, [0]), (3, None, [0, 1, 2]), (1, 4, [0])],
-)
-def test_frames_are_evenly_spaced(length, frames, expected):
-    assert frame_indices(length, frames) == expected
-
-
 def test_a_prompt_is_encoded_once(reward, videos):
     seen = []
-    tokenizer = reward.tokenizer
-    reward.tokenizer = lambda texts: seen.extend(texts) or tokenizer(texts)
+    encoder, encode = reward.encoder, reward.encoder.towers.encode_text
+    encoder.towers = encoder.towers._replace(encode_text=lambda texts: seen.extend(texts) or encode(texts))
     first = reward(clips_of(videos, ["a", "b", "a"]))
     second = reward(clips_of(videos, ["a", "b", "a"]))
     assert seen == ["a", "b"]
@@ -138,10 +132,10 @@ def test_a_prompt_is_encoded_once(reward, videos):
 
 
 def test_the_prompt_cache_is_bounded(reward, videos):
-    reward.text_cache = {str(number): torch.zeros(16) for number in range(MAX_CACHED_PROMPTS)}
+    reward.encoder.text_cache = {str(number): torch.zeros(16) for number in range(MAX_CACHED_PROMPTS)}
     reward(clips_of(videos))
-    assert len(reward.text_cache) == MAX_CACHED_PROMPTS
-    assert set(PROMPTS) < set(reward.text_cache)
+    assert len(reward.encoder.text_cache) == MAX_CACHED_PROMPTS
+    assert set(PROMPTS) < set(reward.encoder.text_cache)
 
 
 def test_a_cache_filled_in_inference_mode_serves_gradients(reward, videos):
@@ -154,7 +148,7 @@ def test_a_cache_filled_in_inference_mode_serves_gradients(reward, videos):
 
 def test_the_callers_autocast_changes_nothing(reward, videos):
     plain = reward(clips_of(videos)).total
-    reward.text_cache.clear()
+    reward.encoder.text_cache.clear()
     with torch.autocast("cpu", torch.bfloat16):
         inside = reward(clips_of(videos)).total
     assert torch.equal(plain, inside)
@@ -164,8 +158,8 @@ def test_loading_leaves_the_random_state_and_freezes_the_weights(clip_folder):
     state = torch.get_rng_state()
     reward = CLIPReward(path=str(clip_folder), device="cpu")
     assert torch.equal(state, torch.get_rng_state())
-    assert not reward.model.training
-    assert not any(parameter.requires_grad for parameter in reward.model.parameters())
+    assert not reward.encoder.towers.model.training
+    assert not any(parameter.requires_grad for parameter in reward.encoder.towers.model.parameters())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16", "fp16"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rewards import Clip, RewardError, load
-from rewards.clip import CLIPReward, Source, _find_built_in, create
+from rewards.clip import CLIPReward
+from rewards.clip_checkpoints import OpenClipSource, find_built_in
 
 from .conftest import PREPROCESS
 
@@ -38,7 +39,7 @@ def test_weights_files_of_both_kinds_load(built_in, videos, tmp_path):
     from_pt = CLIPReward(model, path=str(tmp_path / "weights.pt"), device="cpu")
     from_safetensors = CLIPReward(model, path=str(weights), device="cpu")
     assert torch.equal(totals(from_pt, videos), totals(from_safetensors, videos))
-    assert from_pt.preprocess["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert from_pt.encoder.towers.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
 
 
 def test_a_file_is_prepared_for_as_its_tag_says(built_in, clip_folder, videos, monkeypatch):
@@ -71,13 +72,13 @@ def test_a_checkpoint_that_runs_code_is_refused(built_in, tmp_path):
 def test_a_file_takes_its_image_preparation_from_the_published_tags(tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    siglip = _find_built_in("ViT-B-16-SigLIP", None, str(weights))
+    siglip = find_built_in("clip", "ViT-B-16-SigLIP", None, str(weights))
     assert siglip.preprocess["mean"] == (0.5, 0.5, 0.5)
     assert siglip.preprocess["resize_mode"] == "squash"
     with pytest.raises(RewardError, match="pretrained="):  # laion2b_s32b_b82k differs from the other ten
-        _find_built_in("ViT-L-14", None, str(weights))
-    assert _find_built_in("ViT-L-14", "laion2b_s32b_b82k", str(weights)).preprocess["mean"] == (0.5, 0.5, 0.5)
-    assert _find_built_in("ViT-B-32", "openai", str(weights)).quick_gelu
+        find_built_in("clip", "ViT-L-14", None, str(weights))
+    assert find_built_in("clip", "ViT-L-14", "laion2b_s32b_b82k", str(weights)).preprocess["mean"] == (0.5, 0.5, 0.5)
+    assert find_built_in("clip", "ViT-B-32", "openai", str(weights)).quick_gelu
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def drop_preparation(folder):
         (spoil_weights, "cannot load"),
         (spoil_architecture, "cannot load"),
         (drop_weights, "no weights"),
-        (spoil_config, "not a JSON object"),
+        (spoil_config, "not valid JSON"),
         (drop_preparation, "lacks model_cfg or preprocess_cfg"),
     ],
 )
@@ -149,4 +150,4 @@ def test_a_model_without_weights_is_never_drawn_at_random(clip_folder, tmp_path)
     # What a hub repository without a readable weights file comes down to: open_clip itself only warns.
     shutil.copy(clip_folder / "open_clip_config.json", tmp_path)
     with pytest.raises(RewardError, match="cannot load"):
-        create(Source(f"local-dir:{tmp_path}", None, None, False, "hub"), "fp32", torch.device("cpu"))
+        OpenClipSource(f"local-dir:{tmp_path}", "hub").load("clip", "fp32", torch.device("cpu"))

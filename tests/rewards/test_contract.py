@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, weighted
+from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, per_frame, weighted
 
 PROMPTS = [
     "a red circle moving right quickly on a black background",
@@ -34,7 +34,12 @@ def clip_reward(folder):
 
 
 BUILDERS = {
+    "aesthetic": lambda files: load("aesthetic", head=str(files[0]), path=str(files[1])),
     "clip": clip_reward,
+    "hpsv2": lambda files: load("hpsv2", path=str(files[0]), model=str(files[1]), frames=4, weights="best"),
+    "pickscore": lambda folder: load("pickscore", path=str(folder), frames=3, weights="attenuated"),
+    "segments": lambda folder: per_frame(lift(mean_brightness, differentiable=True), 3, "segment", "attenuated_mean"),
+    "vlm_rm": lambda folder: load("vlm_rm", baseline="a circle", path=str(folder), frames=2),
     "lifted": lambda folder: lift(mean_brightness, differentiable=True),
     "weighted": lambda folder: weighted(
         {"clip": clip_reward(folder), "bright": lift(mean_brightness, differentiable=True)}, {"clip": 1, "bright": -0.5}
@@ -48,7 +53,12 @@ BUILDERS = {
 
 
 # The fixture whose value a builder is given; clip_folder for all others.
-FIXTURES = {"remote": "reward_server"}
+FIXTURES = {
+    "aesthetic": "aesthetic_files",
+    "hpsv2": "hpsv2_files",
+    "pickscore": "clip_hf_folder",
+    "remote": "reward_server",
+}
 
 
 @pytest.fixture(scope="module", params=BUILDERS)

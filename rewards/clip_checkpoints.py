@@ -1,0 +1,197 @@
+"""CLIP checkpoints in open_clip's form and in that of transformers: found first, read later.
+
+M images, N prompts, D embedding
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+
+from rewards.checkpoints import read_json, read_tensors
+from rewards.contract import RewardError
+from rewards.encoder import Source, Towers
+from rewards.images import prepare
+from rewards.transformers_clip import HUB_ID, TransformersSource
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
+# What open_clip, torch and safetensors raise for files that are missing, damaged, or of another model.
+LOAD_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, StopIteration)
+
+
+class OpenClipSource(NamedTuple):
+    """A model of open_clip, as arguments of open_clip.create_model."""
+
+    model: str | None  # a built-in name, local-dir:folder or hf-hub:owner/name; None: the architecture is `config`
+    where: str  # for messages
+    pretrained: str | None = None
+    config: Mapping[str, Any] | None = None  # open_clip_config.json as an object
+    weights: Path | None = None  # a file that must hold exactly the model's tensors
+    preprocess: Mapping[str, Any] | None = None  # None: open_clip knows it
+    quick_gelu: bool = False
+
+    def load(self, name: str, precision: str, device: torch.device) -> Towers:
+        from safetensors import SafetensorError
+
+        try:
+            # The weights are drawn, on the CPU, before they are loaded.
+            with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+                model, tokenizer = self._create(Path(folder), precision, device)
+        except (*LOAD_ERRORS, pickle.UnpicklingError, SafetensorError) as error:
+            raise cannot_load(name, self.where, error) from error
+        if self.weights is not None:
+            _load_strictly(name, model, self.weights)
+        model.eval().requires_grad_(False)
+        preprocess = model.visual.preprocess_cfg
+        size = preprocess["size"]
+        return Towers(
+            model,
+            model.encode_image,
+            lambda prompts: model.encode_text(tokenizer(prompts).to(device)),
+            partial(prepare, config=preprocess),
+            (size, size) if isinstance(size, int) else tuple(size),
+            preprocess["mean"],
+            preprocess["std"],
+        )
+
+    def _create(self, folder: Path, precision: str, device: torch.device) -> tuple[torch.nn.Module, Any]:
+        import open_clip
+
+        model = self.model
+        if model is None:  # open_clip reads an architecture that it does not know from a folder only
+            (folder / "open_clip_config.json").write_text(json.dumps(self.config))
+            model = f"local-dir:{folder}"
+        built = open_clip.create_model(
+            model,
+            self.pretrained,
+            load_weights=self.weights is None,
+            precision=precision,
+            device=device,
+            force_preprocess_cfg=self.preprocess,
+            force_quick_gelu=self.quick_gelu,
+            require_pretrained=self.weights is None,
+            pretrained_text=False,
+            weights_only=True,
+        )
+        return built, open_clip.get_tokenizer(model)
+
+
+def cannot_load(name: str, where: str, error: Exception) -> RewardError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return RewardError(
+        f"reward {name}: cannot load {where}: {reason} (a half-written file looks like this, and so do the weights of "
+        "another architecture: copy or download it again, or correct model)"
+    )
+
+
+def _load_strictly(name: str, model: torch.nn.Module, weights: Path) -> None:
+    state = read_tensors(name, weights)
+    if all(key.startswith("module.") for key in state):  # saved from a distributed wrapper
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise cannot_load(name, str(weights), error) from error
+
+
+def find(name: str, model: str | None, pretrained: str | None, path: str | None) -> Source:
+    """Resolve the ways to name a checkpoint; see rewards.clip.CLIPReward. Raises: RewardError, one line."""
+    if path is not None and model is None:
+        if pretrained is not None:
+            raise RewardError(f"reward {name}: pretrained {pretrained!r} without model; {path} says both itself")
+        return _find_by_path(name, path)
+    if model is None or (pretrained is None and path is None):
+        raise RewardError(
+            f"reward {name}: no checkpoint named; give path (a folder in the format of open_clip or transformers, "
+            "hf-hub:owner/name or owner/name), or model with pretrained (a published tag) or path (a weights file)"
+        )
+    if path is not None and model.endswith(".json"):
+        return find_by_config(name, Path(model), Path(path))
+    return find_built_in(name, model, pretrained, path)
+
+
+def _find_by_path(name: str, path: str) -> Source:
+    if path.startswith("hf-hub:"):
+        return OpenClipSource(path, path)
+    folder = Path(path.removeprefix("local-dir:"))
+    if (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
+        return TransformersSource.find(name, path)
+    if not folder.exists() and HUB_ID.fullmatch(path):
+        return TransformersSource.find(name, path)
+    return _find_folder(name, folder)
+
+
+def _find_folder(name: str, folder: Path) -> Source:
+    if folder.is_file():
+        raise RewardError(f"reward {name}: {folder} is a file, so its architecture must be named: model=ViT-B-32, say")
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise RewardError(
+            f"reward {name}: no {config}, nor config.json; path is a folder that holds it and the weights"
+        )
+    if not {"model_cfg", "preprocess_cfg"} <= read_json(name, config).keys():
+        raise RewardError(f"reward {name}: {config} lacks model_cfg or preprocess_cfg; write both (open_clip does)")
+    if not any(file.suffix in WEIGHT_SUFFIXES for file in folder.iterdir()):
+        raise RewardError(f"reward {name}: no weights ({', '.join(WEIGHT_SUFFIXES)}) in {folder}; copy them there")
+    return OpenClipSource(f"local-dir:{folder}", str(folder))
+
+
+def find_by_config(name: str, config: Path, weights: Path) -> Source:
+    """An architecture from a file, as in open_clip/model_configs or as open_clip_config.json, and a weights file."""
+    content = read_json(name, config)
+    content = content if "model_cfg" in content else {"model_cfg": content}
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(content["model_cfg"])
+    if missing:
+        raise RewardError(f"reward {name}: {config} lacks {', '.join(sorted(missing))} of an open_clip architecture")
+    return OpenClipSource(None, f"{config} with {weights}", config=content, weights=check_file(name, weights))
+
+
+def find_built_in(name: str, model: str, pretrained: str | None, path: str | None) -> Source:
+    """An architecture that open_clip knows, with published weights or a file."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    tags = check_built_in(name, model)
+    if pretrained is not None and pretrained not in tags:
+        hint = "; a weights file is given as path" if Path(pretrained).exists() else ""
+        raise RewardError(f"reward {name}: {model} has no weights {pretrained!r}; known: {', '.join(tags)}{hint}")
+    if path is None:
+        quick_gelu = get_pretrained_cfg(model, pretrained).get("quick_gelu", False)
+        return OpenClipSource(model, f"{model} {pretrained}", pretrained, quick_gelu=quick_gelu)
+    check_file(name, Path(path))
+    # open_clip takes a file's image preparation from nowhere: SigLIP weights would see CLIP's mean and crop.
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    configs = [get_pretrained_cfg(model, tag) for tag in ([pretrained] if pretrained else tags)]
+    preparations = [{key: config[key] for key in keys if config.get(key) is not None} for config in configs]
+    if any(preparation != preparations[0] for preparation in preparations):
+        raise RewardError(
+            f"reward {name}: weights of {model} expect different image preparations; say which {path} holds with "
+            f"pretrained=, one of {', '.join(tags)}"
+        )
+    quick_gelu = bool(pretrained) and configs[0].get("quick_gelu", False)
+    preprocess = preparations[0] if preparations else None
+    return OpenClipSource(model, path, path, preprocess=preprocess, quick_gelu=quick_gelu)
+
+
+def check_built_in(name: str, model: str) -> list[str]:
+    """The tags of the published weights of an architecture that open_clip knows. Raises: RewardError for another."""
+    from difflib import get_close_matches
+
+    import open_clip
+
+    if model not in open_clip.list_models():
+        near = ", ".join(get_close_matches(model, open_clip.list_models())) or "see open_clip.list_models()"
+        raise RewardError(f"reward {name}: open_clip has no model {model!r}; near: {near}")
+    return open_clip.list_pretrained_tags_by_model(model)
+
+
+def check_file(name: str, path: Path) -> Path:
+    if not path.is_file():
+        raise RewardError(f"reward {name}: no weights file {path}; beside model, path names one")
+    return path
