@@ -66,7 +66,8 @@ class Service:
         )
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"ready": True, "rewards": {name: w.health() for name, w in self.workers.items()}})
+        ready = all(worker.alive for worker in self.workers.values())
+        return JSONResponse({"ready": ready, "rewards": {name: w.health() for name, w in self.workers.items()}})
 
     async def rewards(self, request: Request) -> Response:
         said = {name: {"scope": w.reward.scope, "differentiable": False} for name, w in self.workers.items()}

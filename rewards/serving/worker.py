@@ -31,7 +31,7 @@ class ScoringFailed(Exception):
         self.refused = refused
 
 
-@dataclass
+@dataclass(eq=False)  # tensors do not compare
 class Job:
     """One question and the place for its answer."""
 
@@ -99,7 +99,11 @@ class Worker:
             self._closing = True
             self.changed.notify()
         self.thread.join(timeout)
-        return not self.thread.is_alive()
+        return not self.alive
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
 
     def health(self) -> dict[str, float | int | None]:
         """Counts since the start, questions that wait, and seconds that the call has taken which runs now, or None."""
