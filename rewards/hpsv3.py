@@ -6,7 +6,7 @@ the logarithm of the deviation of its score; the mean is the reward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rewards.checkpoints import read_tensors, snapshot
-from rewards.contract import Clip, Reward, RewardError, Scores
+from rewards.contract import Clip, RewardError, Scores
+from rewards.frames import FrameReward, frame_plan
 from rewards.qwen2_vl import DTYPES, Qwen2VLReward, looks_local, resized, smart_resize
 
 TOKEN = "<|Reward|>"
@@ -22,8 +23,8 @@ TEMPLATE_FILE = "prompt_template.txt"
 PIXELS = 256 * 28 * 28  # of an image, as nearly as its ratio allows: both bounds of the authors' resizing
 
 
-class HPSv3(Reward):
-    """Human preference for a clip's frames; total is the mean over all of them, about -5 to 15; see `per_frame`.
+class HPSv3(FrameReward):
+    """Human preference for a clip's frames, about -5 to 15; dim sigma is the deviation that the model expects.
 
     Differentiable in the video.
 
@@ -32,6 +33,7 @@ class HPSv3(Reward):
             format: prompt_template.txt beside the weights (`python -m rewards.extract_template` writes it from their
             data_collator_qwen.py), or
         template: its file.
+        frames, select, weights, seed: which frames count, and how much; see rewards.per_frame.
         base: the Qwen2-VL that was tuned: folder or hub id; only small files are taken from it.
         dtype: of the model; None: bfloat16 on a GPU, float32 elsewhere. The head is always float32.
         batch_size: frames at once.
@@ -47,19 +49,24 @@ class HPSv3(Reward):
         base: str = "Qwen/Qwen2-VL-7B-Instruct",
         template: str | None = None,
         pixels: int = PIXELS,
+        frames: int | None = 8,
+        select: str = "uniform",
+        weights: str | Mapping[str, float] = "mean",
+        seed: int = 0,
         device: str | torch.device | None = None,
         dtype: str | None = None,
         batch_size: int = 8,
         name: str = "hpsv3",
     ):
         self.check(path, template=template, dtype=dtype, batch_size=batch_size)
-        weights = find_weights(path)
-        self.template = read_template(weights.parent, template)
-        self.name, self.pixels, self.batch_size = name, pixels, batch_size
+        super().__init__(name, frame_plan(name, frames, select, weights, seed))
+        file = find_weights(path)
+        self.template = read_template(file.parent, template)
+        self.pixels, self.batch_size = pixels, batch_size
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
         self.model = Qwen2VLReward(
-            "hpsv3", base, read_tensors("hpsv3", weights), head, [TOKEN], device=device, dtype=DTYPES[dtype]
+            "hpsv3", base, read_tensors("hpsv3", file), head, [TOKEN], device=device, dtype=DTYPES[dtype]
         )
 
     @staticmethod
@@ -69,9 +76,13 @@ class HPSv3(Reward):
         template: str | None = None,
         dtype: str | None = None,
         batch_size: int = 8,
+        frames: int | None = 8,
+        select: str = "uniform",
+        weights: str | Mapping[str, float] = "mean",
         **_: Any,
     ) -> None:
         """Validate the options and the small files; what lies on the hub is not fetched."""
+        frame_plan("hpsv3", frames, select, weights)
         if batch_size < 1:
             raise RewardError(f"reward hpsv3: batch_size {batch_size}: expected a positive number")
         if dtype is not None and dtype not in DTYPES:
@@ -79,22 +90,15 @@ class HPSv3(Reward):
         if Path(path).exists() or looks_local(path):
             read_template(find_weights(path).parent, template)
 
-    def score(self, clips: Sequence[Clip]) -> Scores:
-        device = clips[0].video.device
-        lengths = [len(clip.video) for clip in clips]
+    def score_frames(self, frames: Sequence[Clip]) -> Scores:
+        parts = []
         with torch.autocast(self.model.device.type, enabled=False):
-            chats = [self.chat(clip.prompt) for clip in clips for _ in clip.video]
-            frames = [frame[None] for clip in clips for frame in clip.video]
-            parts = []
             for start in range(0, len(frames), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                patches = [self.model.patches(self.prepared(frame)) for frame in frames[part]]
-                parts.append(self.model.scores("image", chats[part], patches).squeeze(1))
-            mean, log_sigma = torch.cat(parts).to(device).unbind(-1)
-        dense = mean.split(lengths)
-        sigma = torch.stack([part.exp().mean() for part in log_sigma.split(lengths)])
-        total = torch.stack([part.mean() for part in dense])
-        return Scores(total, {"sigma": sigma}, torch.stack(dense) if len(set(lengths)) == 1 else None)
+                part = frames[start : start + self.batch_size]
+                patches = [self.model.patches(self.prepared(frame.video)) for frame in part]
+                parts.append(self.model.scores("image", [self.chat(frame.prompt) for frame in part], patches))
+        mean, log_sigma = torch.cat(parts).squeeze(1).to(frames[0].video.device).unbind(-1)
+        return Scores(mean, {"sigma": log_sigma.exp()})
 
     def chat(self, prompt: str) -> str:
         self.model.check_prompt(prompt)

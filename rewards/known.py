@@ -63,7 +63,7 @@ KNOWN = {
         "about -5 to 15",
         "MIT (MizzenAI/HPSv3); base Qwen2-VL-7B Apache-2.0",
         "16 GB, bf16",
-        "against transformers and hand-made positions on a tiny model in the released format; published weights not run",
+        "against transformers on a tiny model in the released format; published weights not run",
     ),
     "video_reward": Known(
         "rewards.video_reward:VideoReward",
@@ -72,8 +72,7 @@ KNOWN = {
         "each dim about N(0, 1)",
         "Apache-2.0 (KlingTeam/VideoReward); code MIT",
         "4.4 GB, bf16",
-        "against transformers, peft and hand-made positions on a tiny model in both released layouts; published weights "
-        "not run",
+        "against transformers and peft on tiny models in both released layouts; published weights not run",
     ),
     "remote": Known(
         "rewards.remote:RemoteReward",

@@ -100,8 +100,8 @@ class Qwen2VLReward:
             )
         if max(self.token_ids) >= len(embedding):
             raise RewardError(
-                f"reward {self.where}: token {max(self.token_ids)} of the tokenizer is beyond the {len(embedding)} that "
-                "the checkpoint embeds; base is not the model that was tuned"
+                f"reward {self.where}: token {max(self.token_ids)} of the tokenizer is beyond the {len(embedding)} of "
+                "the checkpoint; base is not the model that was tuned"
             )
 
     def _fill(self, module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from alignment.objectives import clipped_surrogate, is_clipped
+from alignment.objectives import bradley_terry_with_ties, clipped_surrogate, is_clipped
 
 CLIP = 0.1
 
@@ -53,3 +53,23 @@ def test_clips_of_published_size_are_resolved():
     tiny = torch.tensor([0.0, 1e-9], dtype=torch.float64)
     losses = clipped_surrogate(tiny, advantage, 1e-4)
     assert float(losses[0] - losses[1]) == pytest.approx(1e-9, rel=1e-3)
+
+
+@pytest.mark.parametrize("theta", [1.5, 5.0])
+def test_the_three_outcomes_of_a_comparison_are_all_there_are(theta):
+    difference = torch.linspace(-6, 6, 25, dtype=torch.float64)
+    shares = [(-bradley_terry_with_ties(difference, torch.tensor(label), theta)).exp() for label in (1, -1, 0)]
+    torch.testing.assert_close(sum(shares), torch.ones_like(difference))
+    # Rao and Kupper (1967): P(first) = pi_1 / (pi_1 + theta pi_2) with pi = exp(score)
+    torch.testing.assert_close(shares[0], difference.exp() / (difference.exp() + theta))
+    torch.testing.assert_close(shares[1], 1 / (1 + theta * difference.exp()))
+
+
+def test_a_tie_pulls_scores_together_and_a_preference_apart():
+    for label, sign in ((1, -1), (-1, 1)):
+        difference = torch.zeros((), requires_grad=True)
+        bradley_terry_with_ties(difference, torch.tensor(label)).backward()
+        assert difference.grad * sign == pytest.approx(5 / 6)  # 1 - sigmoid(-ln 5)
+    difference = torch.tensor([-2.0, 0.0, 2.0], requires_grad=True)
+    bradley_terry_with_ties(difference, torch.zeros(3)).sum().backward()
+    assert difference.grad[0] < 0 == difference.grad[1] < difference.grad[2]

@@ -110,3 +110,38 @@ def aesthetic_files(clip_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny_aesthetic") / "linearMSE.pth"
     torch.save(state, path)
     return path, clip_folder
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory):
+    """A tiny vision-language model that writes nonsense, as a folder that transformers loads."""
+    from tests.rewards.judges import tiny_vlm
+
+    return tiny_vlm.save(tmp_path_factory.mktemp("tiny_vlm"))
+
+
+@pytest.fixture(scope="session")
+def judge_url():
+    """URL of a scripted judge that likes bright videos."""
+    from tests.rewards.judges.judge_servers import ScriptedServer, brightness
+
+    with ScriptedServer(brightness) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def video_reward(tmp_path_factory):
+    """A tiny VideoReward in the released layout, of seed 0."""
+    from .qwen2_vl_twin import REWARD_TOKENS, Saved, Twin, linear, save_video_reward
+
+    twin = Twin(REWARD_TOKENS, linear(1))
+    return Saved(twin, save_video_reward(tmp_path_factory.mktemp("video_reward") / "whole", twin))
+
+
+@pytest.fixture(scope="session")
+def hpsv3(tmp_path_factory):
+    """A tiny HPSv3 in the released format, of seed 0."""
+    from .qwen2_vl_twin import Saved, Twin, ranknet, save_hpsv3
+
+    twin = Twin(["<|Reward|>"], ranknet, lora=False, tied=False)
+    return Saved(twin, save_hpsv3(tmp_path_factory.mktemp("hpsv3"), twin))

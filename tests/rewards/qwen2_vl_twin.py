@@ -6,6 +6,8 @@ LoRA stays unmerged, and the hidden states come from embeddings with positions 0
 
 import json
 import math
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -35,6 +37,7 @@ REWARD_TOKENS = ["<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"]
 TEMPLATE = (
     "\nRate it.  \nVisual: <|VQ_reward|>\nEND\nMotion: <|MQ_reward|>\nEND\nPrompt - {text_prompt}\n<|TA_reward|>\nEND\n"
 )
+HPSV3_TEMPLATE = "\nRate the image.\nPrompt - {text_prompt}\n\n\n\nOverall: <|Reward|>\n\nEND\n"
 SIZES = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
 NORM = {"VQ_mean": 0.1, "VQ_std": 2.0, "MQ_mean": -0.2, "MQ_std": 0.5, "TA_mean": 0.3, "TA_std": 1.5}
 
@@ -217,6 +220,32 @@ def save_video_reward(folder, twin, layout="model.pth", output_dim=1, **changes)
         trained = ("rm_head", "embed_tokens", "lm_head")  # the rest comes from the base
         rest = {n: t for n, t in state.items() if "lora_" not in n and any(word in n for word in trained)}
         torch.save(rest, step / "non_lora_state_dict.pth")
+    return folder
+
+
+class Saved(NamedTuple):
+    """A twin, and the folder in which it lies in the released format."""
+
+    twin: Twin
+    folder: Path
+
+
+def linear(outputs):
+    """VideoReward's head."""
+    return lambda hidden: nn.Linear(hidden, outputs, bias=False)
+
+
+def ranknet(hidden):
+    """HPSv3's head."""
+    layers = [nn.Linear(hidden, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)]
+    return nn.Sequential(*layers)
+
+
+def save_hpsv3(folder, twin):
+    """A folder as HPSv3 is released, its base beside it."""
+    save_base(folder / "base", twin, weights=False)
+    save_file({name: t.contiguous() for name, t in twin.released_state().items()}, folder / "HPSv3.safetensors")
+    (folder / "prompt_template.txt").write_text(HPSV3_TEMPLATE)
     return folder
 
 

@@ -37,8 +37,12 @@ BUILDERS = {
     "aesthetic": lambda files: load("aesthetic", head=str(files[0]), path=str(files[1])),
     "clip": clip_reward,
     "hpsv2": lambda files: load("hpsv2", path=str(files[0]), model=str(files[1]), frames=4, weights="best"),
+    "hpsv3": lambda saved: load(
+        "hpsv3", path=str(saved.folder), base=str(saved.folder / "base"), pixels=576, frames=3, device="cpu"
+    ),
     "pickscore": lambda folder: load("pickscore", path=str(folder), frames=3, weights="attenuated"),
     "segments": lambda folder: per_frame(lift(mean_brightness, differentiable=True), 3, "segment", "attenuated_mean"),
+    "video_reward": lambda saved: load("video_reward", path=str(saved.folder), device="cpu"),
     "vlm_rm": lambda folder: load("vlm_rm", baseline="a circle", path=str(folder), frames=2),
     "lifted": lambda folder: lift(mean_brightness, differentiable=True),
     "weighted": lambda folder: weighted(
@@ -56,8 +60,10 @@ BUILDERS = {
 FIXTURES = {
     "aesthetic": "aesthetic_files",
     "hpsv2": "hpsv2_files",
+    "hpsv3": "hpsv3",
     "pickscore": "clip_hf_folder",
     "remote": "reward_server",
+    "video_reward": "video_reward",
 }
 
 

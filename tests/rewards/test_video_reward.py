@@ -11,25 +11,21 @@ from torch import nn
 from rewards import Clip, RewardError, check, load
 from rewards.video_reward import frame_indices
 
-from .qwen2_vl_twin import NORM, REWARD_TOKENS, TEMPLATE, Twin, save_video_reward, smart_size
+from .qwen2_vl_twin import NORM, REWARD_TOKENS, TEMPLATE, Twin, linear, save_video_reward, smart_size
 
 PROMPTS = ["a red circle", "b", "a blue square that moves to the left {slowly}"]
 FPS = 4.0
 TOLERANCE = 5e-5
 
 
-def linear(outputs):
-    return lambda hidden: nn.Linear(hidden, outputs, bias=False)
+@pytest.fixture(scope="module")
+def twin(video_reward):
+    return video_reward.twin
 
 
 @pytest.fixture(scope="module")
-def twin():
-    return Twin(REWARD_TOKENS, linear(1))
-
-
-@pytest.fixture(scope="module")
-def folder(twin, tmp_path_factory):
-    return save_video_reward(tmp_path_factory.mktemp("video_reward") / "whole", twin)
+def folder(video_reward):
+    return video_reward.folder
 
 
 @pytest.fixture(scope="module")
