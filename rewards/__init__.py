@@ -9,11 +9,13 @@ Importing this package costs torch and nothing else; a reward's own dependencies
 """
 
 from rewards.combine import weighted
+from rewards.comparison import win_rate
 from rewards.contract import Clip, Reward, RewardError, Scores, answers, lift
+from rewards.frames import per_frame
 from rewards.known import KNOWN
 from rewards.loading import check, load
-from rewards.statistics import image_statistics
 from rewards.remote import remote
+from rewards.statistics import image_statistics
 
 __all__ = [
     "KNOWN",
@@ -26,6 +28,8 @@ __all__ = [
     "image_statistics",
     "lift",
     "load",
-    "weighted",
+    "per_frame",
     "remote",
+    "weighted",
+    "win_rate",
 ]

@@ -1,9 +1,11 @@
 """One contract, held by every reward; and what `score` makes of answers that break it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, per_frame, weighted
+from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, per_frame, weighted, win_rate
 
 PROMPTS = [
     "a red circle moving right quickly on a black background",
@@ -53,6 +55,10 @@ BUILDERS = {
     ),
     **{name: lambda folder, name=name: load(name) for name in KNOWN if name.startswith("sprite_")},
     "remote": lambda url: load("remote", url=url, name="sprite_colour", timeout=30, patience=10),
+    "vlm_pairwise": lambda url: load("vlm_pairwise", url=url, model="bright", frames=4),
+    "vlm_score": lambda url: load("vlm_score", url=url, model="bright", frames=4),
+    "vlm_yes": lambda folder: load("vlm_yes", model=str(folder), frames=3, top_logprobs=400, device="cpu"),
+    "win_rate": lambda folder: win_rate(clip_reward(folder)),
 }
 
 
@@ -64,6 +70,9 @@ FIXTURES = {
     "pickscore": "clip_hf_folder",
     "remote": "reward_server",
     "video_reward": "video_reward",
+    "vlm_pairwise": "judge_url",
+    "vlm_score": "judge_url",
+    "vlm_yes": "judge_folder",
 }
 
 
@@ -75,6 +84,15 @@ def reward(request):
 def clips_on(device="cpu", video=None, prompts=PROMPTS):
     video = sprites() if video is None else video
     return [Clip(one.to(device), prompt) for one, prompt in zip(video, prompts, strict=True)]
+
+
+def prompts_for(reward):
+    """Three prompts, or one three times where the clips of a prompt are compared."""
+    return PROMPTS if reward.scope == "clip" else PROMPTS[:1] * 3
+
+
+def clips_for(reward, device="cpu", video=None):
+    return clips_on(device, video, prompts_for(reward))
 
 
 def same(found, expected, tolerance=1e-5):
@@ -108,7 +126,7 @@ def test_has_the_three_attributes(reward):
 def test_gives_one_float32_a_clip_on_the_clips_device(reward, device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    answer = reward(clips_on(device))
+    answer = reward(clips_for(reward, device))
     for values in (answer.total, *answer.dims.values()):
         assert (values.shape, values.dtype, values.device.type) == ((3,), torch.float32, device)
     assert answer.valid.all()
@@ -116,37 +134,43 @@ def test_gives_one_float32_a_clip_on_the_clips_device(reward, device):
 
 
 def test_same_clips_same_scores(reward):
-    first, second = reward(clips_on()), reward(clips_on())
+    first, second = reward(clips_for(reward)), reward(clips_for(reward))
     same(second, first, tolerance=0)
 
 
-def test_a_batch_scores_as_its_clips_alone(reward):
-    together = reward(clips_on())
-    for index, clip in enumerate(clips_on()):
-        same(reward([clip]), rows(together, [index]))
+def test_a_batch_scores_as_its_parts_alone(reward):
+    """Parts are single clips, or groups where the clips of a prompt are compared."""
+    parts = [[clip] for clip in clips_for(reward)]
+    if reward.scope == "group":
+        second = [replace(clip, prompt=PROMPTS[1], group=1) for clip in clips_for(reward)[1:]]
+        parts = [clips_for(reward), second]
+    together, start = reward([clip for part in parts for clip in part]), 0
+    for part in parts:
+        same(reward(part), rows(together, list(range(start, start + len(part)))))
+        start += len(part)
 
 
 def test_scores_follow_their_clips(reward):
     order = [2, 0, 1]
-    clips = clips_on()
+    clips = clips_for(reward)
     same(reward([clips[index] for index in order]), rows(reward(clips), order))
 
 
 def test_does_not_write_into_the_clips(reward):
     video = sprites()
-    reward(clips_on(video=video))
+    reward(clips_for(reward, video=video))
     assert torch.equal(video, sprites())
 
 
 def test_draws_nothing_from_the_global_generator(reward):
     state = torch.get_rng_state()
-    reward(clips_on())
+    reward(clips_for(reward))
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_gradient_where_claimed_and_none_elsewhere(reward):
     video = sprites().requires_grad_()
-    total = reward(clips_on(video=video)).total
+    total = reward(clips_for(reward, video=video)).total
     assert total.requires_grad == reward.differentiable
     if reward.differentiable:
         total[0].backward()
@@ -156,12 +180,13 @@ def test_gradient_where_claimed_and_none_elsewhere(reward):
 
 
 def test_videos_with_prompts_are_clips(reward):
-    same(reward(sprites(), PROMPTS, fps=16.0), reward(clips_on()), tolerance=0)
-    same(reward(list(sprites()), PROMPTS, fps=[16.0] * 3), reward(clips_on()), tolerance=0)
+    prompts = prompts_for(reward)
+    same(reward(sprites(), prompts, fps=16.0), reward(clips_for(reward)), tolerance=0)
+    same(reward(list(sprites()), prompts, fps=[16.0] * 3), reward(clips_for(reward)), tolerance=0)
 
 
 def test_frames_that_it_does_not_look_at_may_be_left_out(reward):
-    clips = clips_on()
+    clips = clips_for(reward)
     seen = [reward.indices(len(clip.video), clip.fps) for clip in clips]
     alone = [clip.frames(indices) for clip, indices in zip(clips, seen, strict=True)]
     assert [reward.indices(len(clip.video), clip.fps) for clip in alone] == [list(range(len(s))) for s in seen]
@@ -172,12 +197,13 @@ def test_frames_that_it_does_not_look_at_may_be_left_out(reward):
 def test_pixels_outside_the_range_are_named(reward, pixel):
     video = sprites()
     video[1, 2, 0, 3, 3] = pixel
-    with pytest.raises(RewardError, match=rf"reward {reward.name}: the video of 'a blue square.*expected \[0, 1\]"):
-        reward(clips_on(video=video))
+    start = prompts_for(reward)[1][:10]
+    with pytest.raises(RewardError, match=rf"reward {reward.name}: the video of '{start}.*expected \[0, 1\]"):
+        reward(clips_for(reward, video=video))
 
 
 def test_half_precision_video_is_scored(reward):
-    found = reward(clips_on(video=sprites().bfloat16()))
+    found = reward(clips_for(reward, video=sprites().bfloat16()))
     assert found.total.dtype == torch.float32
     assert found.total.isfinite().all()
 

@@ -1,0 +1,157 @@
+"""How a judge is asked: texts and frames in, a text out; and what becomes of a call that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from rewards.contract import RewardError
+from rewards.judges.cache import ReplyCache
+
+logger = logging.getLogger("rewards")
+Value = TypeVar("Value")
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str  # "system", "user" or "assistant"
+    parts: tuple[str | Tensor, ...]  # texts and frames (3, H, W) uint8, in the order in which the model sees them
+
+
+class Token(NamedTuple):
+    """One generated token and what else it might have been."""
+
+    text: str
+    top: list[tuple[str, float]]  # the most probable tokens at this place: text, natural logarithm of the probability
+
+
+class Reply(NamedTuple):
+    """What the model said."""
+
+    text: str
+    finished: bool  # False: cut off at max_tokens
+    tokens: list[Token]  # empty unless log-probabilities were asked for
+
+
+class CallFailed(Exception):
+    """A call that gave no usable answer. `cause` is short and the same for all calls that fail alike."""
+
+    def __init__(self, cause: str, detail: str = ""):
+        super().__init__(f"{cause}: {' '.join(detail.split())[:200]}" if detail else cause)
+        self.cause = cause
+
+
+class Backend(Protocol):
+    """Something that answers messages: `Endpoint` or `InProcess`."""
+
+    settings: Mapping[str, Any]  # all that an answer depends on besides the question, for the cache
+
+    async def ask(self, messages: Sequence[Message], max_tokens: int, top_logprobs: int) -> Reply:
+        """Answer. Raises: CallFailed for this call, RewardError for what no call will survive."""
+
+
+class Chat:
+    """A backend with its cache, and the count of what failed.
+
+    A failed call is logged as a warning once per cause, counted in `failures`, and summed up after each batch.
+    """
+
+    def __init__(self, backend: Backend, name: str, cache: str | None = None, system: str | None = None):
+        self.backend, self.name = backend, name
+        self.cache = ReplyCache(cache) if cache else None
+        self.system = [Message("system", (system,))] if system else []
+        self.failures: Counter[str] = Counter()
+        self.asked = self.failed = 0
+
+    async def ask(
+        self, messages: Sequence[Message], read: Callable[[Reply], Value], max_tokens: int, top_logprobs: int = 0
+    ) -> Value:
+        """What `read` makes of the reply; only a reply that it can read is kept in the cache.
+
+        Raises: CallFailed by the backend or by `read`.
+        """
+        messages = [*self.system, *messages]
+        key = digest(self.backend.settings, messages, max_tokens, top_logprobs) if self.cache else None
+        if key and (kept := self.cache.get(key)):
+            try:
+                return read(Reply(kept["text"], kept["finished"], [Token(*token) for token in kept["tokens"]]))
+            except CallFailed:
+                pass  # kept by a judge that reads another format
+        reply = await self.backend.ask(messages, max_tokens, top_logprobs)
+        value = read(reply)
+        if key:
+            self.cache.put(key, reply._asdict())
+        return value
+
+    async def attempt(self, call: Awaitable[Value]) -> Value | None:
+        """The value of a call, or None where it failed."""
+        self.asked += 1
+        try:
+            return await call
+        except CallFailed as failure:
+            if not self.failures[failure.cause]:
+                logger.warning("reward %s: %s; such clips are masked (said once)", self.name, failure)
+            self.failures[failure.cause] += 1
+            self.failed += 1
+            return None
+
+    def report(self) -> None:
+        """Log how many calls failed since the last report, if any."""
+        if self.failed:
+            causes = ", ".join(f"{cause} {count}" for cause, count in self.failures.most_common())
+            logger.info("reward %s: %d of %d calls failed; in all: %s", self.name, self.failed, self.asked, causes)
+        self.asked = self.failed = 0
+
+
+def digest(settings: Mapping[str, Any], messages: Sequence[Message], max_tokens: int, top_logprobs: int) -> str:
+    """A name for a question: equal exactly where settings, texts and frames are."""
+    turns = [[message.role, [_content(part) for part in message.parts]] for message in messages]
+    question = {"settings": settings, "turns": turns, "max_tokens": max_tokens, "top_logprobs": top_logprobs}
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+
+
+def _content(part: str | Tensor) -> Any:
+    if isinstance(part, str):
+        return part
+    return {"shape": list(part.shape), "sha256": hashlib.sha256(part.numpy().tobytes()).hexdigest()}
+
+
+def check_chat(name: str, options: Mapping[str, Any]) -> type:
+    """Validate the options of a backend without network and weights; `url` decides which backend it is.
+
+    Returns: Endpoint or InProcess.
+    Raises: RewardError, one line.
+    """
+    from rewards.judges.endpoint import Endpoint
+    from rewards.judges.in_process import InProcess
+
+    backend = Endpoint if options.get("url") is not None else InProcess
+    taken = [key for key in inspect.signature(backend).parameters if key != "name"]
+    for option in options:
+        if option not in taken:
+            near = get_close_matches(option, taken, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            where = "with url" if backend is Endpoint else "without url (the model runs in this process)"
+            raise RewardError(f"reward {name}: no option {option!r} {where}{hint}; options: {', '.join(taken)}")
+    if not isinstance(options.get("model"), str) or not options["model"]:
+        raise RewardError(
+            f"reward {name}: no model named; give model (as the server of url calls it, or a folder or owner/name "
+            "to run here)"
+        )
+    backend.check(name=name, **options)
+    return backend
+
+
+def open_chat(name: str, cache: str | None, system: str | None, options: Mapping[str, Any]) -> Chat:
+    """Build the backend that the options name, with its cache."""
+    backend = check_chat(name, options)
+    return Chat(backend(name=name, **options), name, cache, system)
