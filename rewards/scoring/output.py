@@ -88,6 +88,8 @@ def read_rows(journal: Path, rewards: str, keys: Iterable[str]) -> dict[str, Row
             raise RewardError(f"--out: {journal} line {number} was not written by this command; {other}") from error
         if earlier != rewards:
             raise RewardError(f"--out: {journal} holds scores of other rewards, or of other options of them; {other}")
+        if key not in wanted and not is_complete(row):
+            continue  # a broken file that was mended has another size
         if key not in wanted:
             what = f"{row.get('path')} with another prompt, rate or size, or not among --videos"
             raise RewardError(f"--out: {journal} line {number} is of other videos ({what}); {other}")
