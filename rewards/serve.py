@@ -82,12 +82,14 @@ def serve(
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
+    server = uvicorn.Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):  # also holds once uvicorn has stopped and raises the signal again
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    listener.listen()
     host, port = listener.getsockname()[:2]
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has stopped in good order
-        signal.signal(number, lambda *_: None)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {', '.join(rewards)} at {url}", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    server.run(sockets=[listener])
     left = [name for name, worker in workers.items() if not worker.close(timeout=1.0)]
     if left:
         print(f"error: stopped while scoring: {', '.join(left)}", file=sys.stderr, flush=True)
