@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import inspect
+import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, Protocol, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from rewards.contract import RewardError
 from rewards.judges.cache import ReplyCache
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 logger = logging.getLogger("rewards")
 Value = TypeVar("Value")
+
+
+class Frame:
+    """One picture. What is worked out of it is kept, since a frame is shown in many comparisons."""
+
+    def __init__(self, pixels: Tensor):
+        self.pixels = pixels  # (3, H, W) uint8, on the CPU
+        self._urls: dict[str, str] = {}
+
+    def image(self) -> Image:
+        """As an image of PIL."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels.permute(1, 2, 0).numpy())
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal exactly where shape and pixels are."""
+        return hashlib.sha256(f"{tuple(self.pixels.shape)} ".encode() + self.pixels.numpy().tobytes()).hexdigest()
+
+    def data_url(self, image_format: str) -> str:
+        """The picture within a URL: "png" is lossless, "jpeg" of quality 95."""
+        if image_format not in self._urls:
+            buffer = io.BytesIO()
+            options = {"compress_level": 1} if image_format == "png" else {"quality": 95}
+            self.image().save(buffer, image_format, **options)
+            data = base64.b64encode(buffer.getvalue()).decode()
+            self._urls[image_format] = f"data:image/{image_format};base64,{data}"
+        return self._urls[image_format]
 
 
 class Message(NamedTuple):
     """One turn of a conversation."""
 
     role: str  # "system", "user" or "assistant"
-    parts: tuple[str | Tensor, ...]  # texts and frames (3, H, W) uint8, in the order in which the model sees them
+    parts: tuple[str | Frame, ...]  # in the order in which the model sees them
 
 
 class Token(NamedTuple):
@@ -81,16 +116,23 @@ class Chat:
         """
         messages = [*self.system, *messages]
         key = digest(self.backend.settings, messages, max_tokens, top_logprobs) if self.cache else None
-        if key and (kept := self.cache.get(key)):
+        if key is not None and (kept := self.cache.get(key)):
             try:
                 return read(Reply(kept["text"], kept["finished"], [Token(*token) for token in kept["tokens"]]))
             except CallFailed:
                 pass  # kept by a judge that reads another format
         reply = await self.backend.ask(messages, max_tokens, top_logprobs)
         value = read(reply)
-        if key:
-            self.cache.put(key, reply._asdict())
+        if key is not None and self.cache:
+            self._keep(key, reply)
         return value
+
+    def _keep(self, key: str, reply: Reply) -> None:
+        try:
+            self.cache.put(key, reply._asdict())
+        except OSError as error:  # a full disk is no reason to stop a training
+            logger.warning("reward %s: replies are no longer kept: %s", self.name, error)
+            self.cache = None
 
     async def attempt(self, call: Awaitable[Value]) -> Value | None:
         """The value of a call, or None where it failed."""
@@ -114,15 +156,12 @@ class Chat:
 
 def digest(settings: Mapping[str, Any], messages: Sequence[Message], max_tokens: int, top_logprobs: int) -> str:
     """A name for a question: equal exactly where settings, texts and frames are."""
-    turns = [[message.role, [_content(part) for part in message.parts]] for message in messages]
+    turns = [
+        [message.role, [part if isinstance(part, str) else [part.digest] for part in message.parts]]
+        for message in messages
+    ]
     question = {"settings": settings, "turns": turns, "max_tokens": max_tokens, "top_logprobs": top_logprobs}
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
-
-
-def _content(part: str | Tensor) -> Any:
-    if isinstance(part, str):
-        return part
-    return {"shape": list(part.shape), "sha256": hashlib.sha256(part.numpy().tobytes()).hexdigest()}
 
 
 def check_chat(name: str, options: Mapping[str, Any]) -> type:

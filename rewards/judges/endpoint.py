@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import math
 import os
@@ -14,10 +12,9 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx
-from torch import Tensor
 
 from rewards.contract import RewardError
-from rewards.judges.chat import CallFailed, Message, Reply, Token
+from rewards.judges.chat import CallFailed, Frame, Message, Reply, Token
 
 MAX_BYTES = 8 * 2**20  # of one answer; a long chain of thought with log-probabilities takes about one
 CONFIGURATION = {
@@ -148,16 +145,10 @@ class Endpoint:
         asked = {"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {}
         return json.dumps({**self.fixed, "messages": turns, "max_tokens": max_tokens, **asked}).encode()
 
-    def _part(self, part: str | Tensor) -> dict[str, Any]:
+    def _part(self, part: str | Frame) -> dict[str, Any]:
         if isinstance(part, str):
             return {"type": "text", "text": part}
-        from PIL import Image
-
-        buffer = io.BytesIO()
-        options = {"compress_level": 1} if self.image_format == "png" else {"quality": 95}
-        Image.fromarray(part.permute(1, 2, 0).numpy()).save(buffer, self.image_format, **options)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        return {"type": "image_url", "image_url": {"url": f"data:image/{self.image_format};base64,{data}"}}
+        return {"type": "image_url", "image_url": {"url": part.data_url(self.image_format)}}
 
     async def _post(self, body: bytes) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}

@@ -81,8 +81,6 @@ class InProcess:
         return Reply(decode(ids, skip_special_tokens=True), finished, tokens)
 
     def _inputs(self, messages: Sequence[Message]) -> Any:
-        from PIL import Image
-
         turns = []
         for message in messages:
             content: list[dict[str, Any]] = []
@@ -93,7 +91,7 @@ class InProcess:
                         raise CallFailed("special token in the text", f"{found[0]} in a prompt")
                     content.append({"type": "text", "text": part})
                 else:
-                    content.append({"type": "image", "image": Image.fromarray(part.permute(1, 2, 0).numpy())})
+                    content.append({"type": "image", "image": part.image()})
             turns.append({"role": message.role, "content": content})
         return self.processor.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

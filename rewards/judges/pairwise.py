@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rewards.comparison import OVERALL, WinRate
 from rewards.contract import Clip, RewardError, Scores
 from rewards.frames import frame_indices
 from rewards.judges.answers import read_categories, read_selection, read_winner
-from rewards.judges.chat import CallFailed, Chat, Message, Reply, check_chat, open_chat
+from rewards.judges.chat import CallFailed, Chat, Frame, Message, Reply, check_chat, open_chat
 from rewards.judges.pointwise import check_common, shown
 from rewards.judges.templates import load_template, render
 
 STYLES = ("think", "flex", "select")
 PLACES = ("video_1", "video_2")
+SHOWN = "frames shown to a judge"  # key of clip.meta, so that frames are prepared once and not in each comparison
 
 
 class PairJudge:
@@ -28,11 +30,18 @@ class PairJudge:
     def indices(self, length: int, fps: float) -> list[int]:
         return frame_indices(length, self.frames)
 
+    def prepared(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The same clips with their frames prepared."""
+        return [replace(clip, meta={**clip.meta, SHOWN: shown(clip, self.frames)}) for clip in clips]
+
+    def _shown(self, clip: Clip) -> list[Frame]:
+        return clip.meta[SHOWN] if SHOWN in clip.meta else shown(clip, self.frames)
+
     async def __call__(self, first: Clip, second: Clip) -> dict[str, float] | None:
         return await self.chat.attempt(self._judge(first, second))
 
     async def _judge(self, first: Clip, second: Clip) -> dict[str, float]:
-        frames = {place: shown(clip, self.frames) for place, clip in zip(PLACES, (first, second), strict=True)}
+        frames = {place: self._shown(clip) for place, clip in zip(PLACES, (first, second), strict=True)}
         parts = render(self.template, {"prompt": first.prompt}, frames)
         return await self.chat.ask([Message("user", parts)], self._read, self.max_tokens)
 
@@ -55,7 +64,7 @@ class SelectingJudge(PairJudge):
         self.dims = [OVERALL, "TA", "VQ", "MQ"]
 
     async def _judge(self, first: Clip, second: Clip) -> dict[str, float]:
-        videos = [shown(clip, self.frames) for clip in (first, second)]
+        videos = [self._shown(clip) for clip in (first, second)]
         pool = [*videos[0], *videos[1]]
         picks = [spread(len(video), self.first_frames) for video in videos]
         picks[1] = [len(videos[0]) + number for number in picks[1]]
@@ -73,8 +82,8 @@ class SelectingJudge(PairJudge):
         raise CallFailed("no answer after all turns", f"{self.turns} turns")
 
     @staticmethod
-    def _more(numbers: Sequence[int], pool: Sequence[Any], split: int) -> tuple[Any, ...]:
-        parts: list[Any] = []
+    def _more(numbers: Sequence[int], pool: Sequence[Frame], split: int) -> tuple[str | Frame, ...]:
+        parts: list[str | Frame] = []
         for number in numbers:
             parts += [f"Frame {number} (Video {1 if number <= split else 2}):", pool[number - 1]]
         return tuple(parts)
@@ -105,7 +114,7 @@ class VLMPairwise(WinRate):
             "select": the judge asks for the frames it wants to see (VR-Thinker); dims are TA, VQ and MQ.
         weights: for "flex", default {"overall": 1, "categories": 1}.
         categories: for "flex", what dims call the first categories, in the order of the answer.
-        frames: frames of a clip that are shown, evenly spaced; for "select": that it may choose from, 48 as a rule.
+        frames: frames of a clip that are shown, evenly spaced (8); for "select": that it may choose from (48).
         first_frames, turns, most: for "select": frames of each clip shown first, answers until the verdict, and
             frames in one request.
         swap: ask in both orders.
@@ -173,7 +182,7 @@ class VLMPairwise(WinRate):
         return shared, text, system
 
     async def score(self, clips: Sequence[Clip]) -> Scores:
-        scores = await super().score(clips)
+        scores = await super().score(self.judge.prepared(clips))
         self.chat.report()
         return scores
 

@@ -12,26 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rewards.contract import Clip, Reward, RewardError, Scores
 from rewards.frames import frame_indices
 from rewards.judges.answers import SCALES, Scale, expression, read_scores, read_soft_scores, read_yes
-from rewards.judges.chat import CallFailed, Message, check_chat, open_chat
+from rewards.judges.chat import CallFailed, Frame, Message, check_chat, open_chat
 from rewards.judges.templates import load_template, read_text, render
 from rewards.video_files import read_video
 
 MAX_LOGPROBS = 20  # what vLLM allows unless told otherwise
 
 
-def pixels(video: Tensor) -> Tensor:
-    """(F, 3, H, W) in [0, 1] -> uint8 on the CPU."""
-    return (video.detach().float().clamp(0, 1) * 255).round().byte().cpu()
-
-
-def shown(clip: Clip, frames: int | None) -> Tensor:
-    """The evenly spaced frames of a clip that a judge sees, (F, 3, H, W) uint8."""
-    return pixels(clip.video[frame_indices(len(clip.video), frames)])
+def shown(clip: Clip, frames: int | None) -> list[Frame]:
+    """The evenly spaced frames of a clip that a judge sees."""
+    video = clip.video[frame_indices(len(clip.video), frames)].detach().float()
+    return [Frame(pixels) for pixels in (video.clamp(0, 1) * 255).round().byte().cpu()]
 
 
 def check_common(name: str, frames: int | None, max_tokens: int, cache: Any, system: Any) -> str | None:
@@ -201,7 +196,7 @@ class VLMYes(Reward):
         self.reference = None
         if isinstance(reference, str):
             video, _ = read_video(reference)
-            self.reference = video[frame_indices(len(video), frames)]
+            self.reference = [Frame(pixels) for pixels in video[frame_indices(len(video), frames)]]
         self.chat = open_chat(name, cache, system, chat)
 
     @staticmethod
@@ -243,7 +238,7 @@ class VLMYes(Reward):
         parts = render(self.template, {"prompt": clip.prompt}, frames)
         return await self.chat.ask([Message("user", parts)], read_yes, 1, self.top_logprobs)
 
-    def _reference(self, clip: Clip) -> Tensor:
+    def _reference(self, clip: Clip) -> list[Frame]:
         given = clip.meta.get("reference")
         if given is None:
             if self.reference is None:

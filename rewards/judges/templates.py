@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from rewards.contract import RewardError
+from rewards.judges.chat import Frame
 
 FOLDER = Path(__file__).with_name("templates")
 MAX_CHARACTERS = 200_000
@@ -48,16 +47,16 @@ def read_text(name: str, option: str, file: str | Path) -> str:
     return text
 
 
-def render(template: str, texts: Mapping[str, str], frames: Mapping[str, Tensor]) -> tuple[str | Tensor, ...]:
-    """The parts of a message: texts and frames (3, H, W), in order.
+def render(template: str, texts: Mapping[str, str], frames: Mapping[str, Sequence[Frame]]) -> tuple[str | Frame, ...]:
+    """The parts of a message: texts and frames, in order.
 
     Args:
         texts: place -> text; what it contains is not looked at again.
-        frames: place -> (F, 3, H, W) uint8, in the order in which they are shown.
+        frames: place -> the frames shown there. The places are in the order of templates that name none.
     """
     if not any(f"{{{place}}}" in template for place in frames):
         template = "".join(f"{{{place}}}" for place in frames) + template
-    parts: list[str | Tensor] = []
+    parts: list[str | Frame] = []
     for piece in re.split(r"(\{\w+\})", template):
         place = piece[1:-1]
         if place in frames:

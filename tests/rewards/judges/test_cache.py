@@ -8,7 +8,7 @@ import torch
 
 from rewards import Clip, RewardError, load
 from rewards.judges.cache import ReplyCache
-from rewards.judges.chat import Message, digest
+from rewards.judges.chat import Frame, Message, digest
 from tests.rewards.judges.judge_servers import ScriptedServer, in_turn, says, sends
 
 CLIP = Clip(torch.full((2, 3, 8, 8), 0.5), "a red circle")
@@ -94,20 +94,19 @@ def test_a_damaged_file_is_a_miss_and_is_replaced(tmp_path, content):
 
 
 def test_the_name_of_a_question_depends_on_its_order():
-    first, second = (torch.full((3, 2, 2), value, dtype=torch.uint8) for value in (1, 2))
-    names = {
-        digest({}, [Message("user", parts)], 1, 0)
-        for parts in [
-            (first, second),
-            (second, first),
-            (first,),
-            (first.view(3, 1, 4),),
-            ("a", "b"),
-            ("ab",),
-            ("a", first),
-        ]
-    }
-    assert len(names) == 7
+    first, second = (Frame(torch.full((3, 2, 2), value, dtype=torch.uint8)) for value in (1, 2))
+    flat, word = Frame(first.pixels.view(3, 1, 4)), first.digest
+    questions = [(first, second), (second, first), (first,), (flat,), ("a", "b"), ("ab",), ("a", first), (word,)]
+    assert len({digest({}, [Message("user", parts)], 1, 0) for parts in questions}) == len(questions)
+
+
+def test_a_full_disk_is_said_and_does_not_stop_the_judge(tmp_path, caplog):
+    with ScriptedServer(in_turn(says("Final Score: 4"))) as server:
+        reward = judge(server, tmp_path / "cache")
+        (tmp_path / "cache").rmdir()  # stands for a disk that takes no more
+        assert reward([CLIP, CLIP]).total.tolist() == [0.75] * 2
+        assert reward([CLIP]).total.tolist() == [0.75]
+    assert caplog.text.count("replies are no longer kept") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

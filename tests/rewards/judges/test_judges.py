@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from rewards import Clip, RewardError, check, load
+from rewards.judges.chat import Frame
 from tests.rewards.judges.judge_servers import ScriptedServer, content_of, in_turn, says
 
 
@@ -102,6 +103,15 @@ def test_pairwise_is_the_win_rate_of_the_group(bright_server):
     found = judge("vlm_pairwise", bright_server)(clips)
     assert found.total.tolist() == [0, 1, 0.5, 0.5, 0, 1]
     assert len(bright_server.requests) == 2 * (6 + 1)  # both orders of all pairs of each group
+
+
+def test_frames_are_encoded_once_for_all_comparisons(bright_server, monkeypatch):
+    encoded = []
+    image = Frame.image
+    monkeypatch.setattr(Frame, "image", lambda frame: encoded.append(frame) or image(frame))
+    judge("vlm_pairwise", bright_server, frames=2, concurrency=1)([grey(level) for level in (0.1, 0.5, 0.9)])
+    assert len(bright_server.requests) == 6
+    assert len(encoded) == 3 * 2
 
 
 def test_a_judge_that_always_says_the_first_decides_nothing():

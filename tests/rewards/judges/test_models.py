@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rewards import Clip, RewardError, load, win_rate
-from rewards.judges.chat import CallFailed, Message
+from rewards.judges.chat import CallFailed, Frame, Message
 from rewards.judges.endpoint import Endpoint
 from rewards.judges.in_process import InProcess
 from tests.rewards.judges.judge_servers import Reference, logprob_server, transformers_serve
@@ -46,7 +46,7 @@ def frames():
 
 
 def question(frames, text="Is it a lamp?"):
-    return [Message("system", ("Be brief.",)), Message("user", ("Look:", *frames, text))]
+    return [Message("system", ("Be brief.",)), Message("user", ("Look:", *map(Frame, frames), text))]
 
 
 def as_turns(messages):
@@ -55,7 +55,7 @@ def as_turns(messages):
     def part(given):
         if isinstance(given, str):
             return {"type": "text", "text": given}
-        return {"type": "image", "image": Image.fromarray(given.permute(1, 2, 0).numpy())}
+        return {"type": "image", "image": Image.fromarray(given.pixels.permute(1, 2, 0).numpy())}
 
     return [{"role": message.role, "content": [part(p) for p in message.parts]} for message in messages]
 
@@ -117,7 +117,7 @@ def test_probability_of_yes_is_that_of_the_logits(judge_folder, videos):
     )
     for index, prompt in enumerate(prompts):
         seen = (videos[index, [0, 2, 3]] * 255).round().byte()  # linspace(0, 3, 3) = 0, 1.5, 3, halves to even
-        turn = as_turns([Message("user", (template[0], *seen, template[1] % prompt))])
+        turn = as_turns([Message("user", (template[0], *map(Frame, seen), template[1] % prompt))])
         (row,) = reference.complete(turn, 1)[1]
         p = row.double().exp()
         assert found.total[index].item() == pytest.approx(
