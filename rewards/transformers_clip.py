@@ -63,7 +63,9 @@ class TransformersSource(NamedTuple):
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision.removeprefix("pure_"), torch.float32)
         try:
             with torch.random.fork_rng(devices=[]):
-                model, report = CLIPModel.from_pretrained(self.path, dtype=dtype, output_loading_info=True)
+                model, report = CLIPModel.from_pretrained(
+                    self.path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                )
             tokenizer = AutoTokenizer.from_pretrained(self.processor)
             preprocess = CLIPImageProcessor.from_pretrained(self.processor)
         except (*LOAD_ERRORS, pickle.UnpicklingError, SafetensorError) as error:
@@ -73,7 +75,7 @@ class TransformersSource(NamedTuple):
                 "here and none on the hub, or half-written: correct path, or copy it again)"
             ) from error
         wrong = [f"{kind} {sorted(map(str, keys))[0]}" for kind, keys in report.items() if keys]
-        if wrong:  # transformers only warns, and draws what is missing
+        if wrong:  # transformers warns of these, and draws what is missing
             raise RewardError(
                 f"reward {name}: {self.path} is not the model of its config.json: {', '.join(wrong)[:300]}"
             )
@@ -101,10 +103,7 @@ class TransformersSource(NamedTuple):
 
 
 def prepare(images: Tensor, config: Any) -> Tensor:
-    """Resize, crop and normalise (M, 3, H, W) images in [0, 1] as a CLIPImageProcessor with PIL does, up to rounding.
-
-    The processors of transformers 5 use torchvision instead by default, whose resizing differs more.
-    """
+    """Resize, crop and normalise (M, 3, H, W) images in [0, 1] as CLIPImageProcessorPil does, but for rounding."""
     if config.do_resize:
         shape, size = images.shape[-2:], config.size
         target = shortest_shape(shape, size.shortest_edge) if size.shortest_edge else (size.height, size.width)

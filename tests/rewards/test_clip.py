@@ -121,6 +121,16 @@ def test_scores_only_the_frames_asked_for(clip_folder, videos):
     assert dense.shape == (3, 4)
 
 
+def test_frames_of_all_clips_are_encoded_together(clip_folder, videos):
+    reward = CLIPReward(path=str(clip_folder), frames=None, device="cpu", batch_size=8)
+    sizes = []
+    encoder, encode = reward.encoder, reward.encoder.towers.encode_image
+    encoder.towers = encoder.towers._replace(encode_image=lambda images: sizes.append(len(images)) or encode(images))
+    mixed = reward(clips_of([*videos[:2], videos[2][..., :33]]))
+    assert sizes == [8, 4]  # 12 frames of three clips and of two sizes
+    assert torch.equal(mixed.total[:2], reward(clips_of(videos)).total[:2])
+
+
 def test_a_prompt_is_encoded_once(reward, videos):
     seen = []
     encoder, encode = reward.encoder, reward.encoder.towers.encode_text
