@@ -14,6 +14,7 @@ from rewards.contract import Clip, Reward, RewardError, Scores, answers, lift
 from rewards.frames import per_frame
 from rewards.known import KNOWN
 from rewards.loading import check, load
+from rewards.mixture import aspects
 from rewards.remote import remote
 from rewards.statistics import image_statistics
 
@@ -24,6 +25,7 @@ __all__ = [
     "RewardError",
     "Scores",
     "answers",
+    "aspects",
     "check",
     "image_statistics",
     "lift",

@@ -40,7 +40,9 @@ class Weighted(Reward):
         return Scores(total, dims, valid=valid)
 
 
-def weighted(rewards: Mapping[str, Reward], weights: Mapping[str, float], name: str = "weighted") -> Reward:
+def weighted(
+    rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None, name: str = "weighted"
+) -> Reward:
     """Combine named rewards into one whose total is the weighted sum of theirs.
 
     A clip is valid where every part with a weight is; the widest scope is the scope; it is differentiable if every
@@ -49,9 +51,14 @@ def weighted(rewards: Mapping[str, Reward], weights: Mapping[str, float], name: 
 
     Args:
         rewards: name -> reward, at least one.
-        weights: name -> finite number, for exactly the same names; at least one is not 0.
+        weights: name -> finite number, for exactly the same names; at least one is not 0. None: the mean of all, as
+            in AnimeReward (arXiv 2504.10044), whose experts judge smoothness, motion, appeal, and the consistency
+            with the text, with the first image and of the characters:
+            `weighted({"appeal": load("aesthetic", ...), "text": load("clip", ...), ...})`. Experts on unlike scales
+            want weights. AnimeReward's own are not part of this package: no loadable weights of theirs are known.
     Raises: RewardError where names or weights do not fit.
     """
+    weights = dict.fromkeys(rewards, 1 / max(1, len(rewards))) if weights is None else weights
     unmatched = set(rewards) ^ set(weights)
     if unmatched or not rewards:
         raise RewardError(f"reward {name}: rewards {sorted(rewards)} and weights {sorted(weights)} must name the same")

@@ -32,6 +32,14 @@ def test_total_is_the_weighted_sum_and_parts_stay_visible():
     }
 
 
+def test_experts_without_weights_are_averaged_and_one_that_cannot_judge_masks_the_clip():
+    experts = {"appeal": Part([1.0, 2.0]), "smoothness": Part([4.0, float("nan")]), "motion": Part([-2.0, 6.0])}
+    found = weighted(experts, name="anime")(clips())
+    assert found.total[0].item() == pytest.approx((1 + 4 - 2) / 3)
+    assert found.valid.tolist() == [True, False]
+    assert found.dims["motion"].tolist() == [-2, 6]  # the others are still shown
+
+
 def test_one_invalid_part_invalidates_its_clip_only():
     parts = {"a": Part([1.0, 2.0], valid=torch.tensor([True, False])), "b": Part([3.0, 4.0])}
     reward = weighted(parts, {"a": 1.0, "b": 1.0})
@@ -90,6 +98,7 @@ def test_nests():
         ("ab", {"a": 1.0}, "must name the same"),
         ("a", {"a": 1.0, "b": 1.0}, "must name the same"),
         ("", {}, "must name the same"),
+        ("", None, "must name the same"),
         ("a", {"a": float("nan")}, "finite"),
         ("ab", {"a": 0.0, "b": 0}, "every weight is 0"),
     ],
