@@ -31,8 +31,9 @@ def win_rate(judge: Judge | Reward, swap: bool = True, name: str = "win_rate") -
 
     Args:
         judge: called with two clips, returns how surely the first one is better, 0 to 1, or such numbers by dimension,
-            of which "overall" makes the total; None or NaN is a failed comparison. Or a reward, whose totals (and
-            dims) are compared: the higher one wins, equal ones tie.
+            of which "overall" makes the total; None or NaN is a failed comparison. An object may have `indices` as a
+            reward has, and name its dimensions in `dims`. Or a reward, whose totals (and dims) are compared: the
+            higher one wins, equal ones tie.
         swap: ask in both orders. If the two disagree about the winner it is a tie, else their mean counts; if one
             fails, the comparison does. A reward knows no order, so that it is not asked twice.
     Raises: RewardError when called with a group of one clip or of several prompts, and for an impossible verdict.
@@ -71,13 +72,8 @@ class WinRate(Reward):
 
     async def _compare(self, first: Clip, second: Clip) -> Verdict:
         orders = [(first, second), (second, first)] if self.swap else [(first, second)]
-        verdicts = await asyncio.gather(*(self._ask(*order) for order in orders))
-        if not all(verdicts):
-            return {}
-        if not self.swap:
-            return verdicts[0]
-        there, back = verdicts
-        return {dim: agreed(there[dim], 1 - back[dim]) for dim in there if dim in back}
+        there, *back = await asyncio.gather(*(self._ask(*order) for order in orders))
+        return {dim: agreed(there[dim], 1 - back[0][dim]) for dim in there if dim in back[0]} if back else there
 
     async def _ask(self, first: Clip, second: Clip) -> Verdict:
         answer = self.judge(first, second)

@@ -118,8 +118,13 @@ class VLMPairwise(WinRate):
         first_frames, turns, most: for "select": frames of each clip shown first, answers until the verdict, and
             frames in one request.
         swap: ask in both orders.
-        template, system, max_tokens, cache, chat: as in VLMScore. The templates name {video_1} and {video_2}; that of
-            "select" may also use {total}, {second}, {shown_1}, {shown_2} and {most}.
+        template: file with the prompt: {prompt}, {video_1}, {video_2}, and for "select" {total}, {second}, {shown_1},
+            {shown_2}, {most}; see `templates`. A published judge is asked with that of its authors.
+        system: file with a system message.
+        max_tokens: of the answer; one that is cut off is a failed call.
+        cache: folder in which answers are kept.
+        chat: model; with url, an OpenAI-compatible server: api_key_env, temperature, seed, concurrency, timeout,
+            retries, backoff, image_format, extra (see `Endpoint`); else the model runs here: device, dtype.
     """
 
     def __init__(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rewards.contract import Clip, Reward, RewardError, Scores
 from rewards.frames import frame_indices
@@ -47,7 +49,8 @@ class VLMScore(Reward):
             "unified": "Alignment Score (1-5): 4", likewise Physics and Style (UnifiedReward);
             "final": "Final Score: 4";
             "videoscore2": "visual quality: 4", "text-to-video alignment: 4",
-                "physical/common-sense consistency: 4" after a chain of thought (VideoScore2).
+                "physical/common-sense consistency: 4" after a chain of thought (VideoScore2, whose authors sample at
+                temperature 0.7, which makes the score a random one).
         dims: name -> how the answer calls it, e.g. {"coherence": "Coherence"}; or a list, where both are the same.
         pattern: regular expression of one score; {dim} stands for what the answer calls it, {number} for the number.
         scale: lowest and highest number, [1, 5].
@@ -55,10 +58,13 @@ class VLMScore(Reward):
         soft: VideoScore2's soft score, from log-probabilities; see `answers.read_soft_scores`. It lies between 0 and
             the highest number, so that normalising divides by the highest number.
         frames: frames shown, evenly spaced from first to last; None: all.
-        template: file with the prompt, see `templates`; system: file with a system message.
+        template: file with the prompt: {prompt}, {video}; see `templates`. A published judge is asked with that of its
+            authors.
+        system: file with a system message.
         max_tokens: of the answer; one that is cut off is a failed call.
         cache: folder in which answers are kept.
-        chat: model, and the options of `Endpoint` (with url) or of `InProcess` (without).
+        chat: model; with url, an OpenAI-compatible server: api_key_env, temperature, seed, concurrency, timeout,
+            retries, backoff, image_format, extra (see `Endpoint`); else the model runs here: device, dtype.
     """
 
     def __init__(
@@ -166,15 +172,19 @@ def _scale(name: str, style: Scale, dims: Any, pattern: str | None, scale: Any) 
 class VLMYes(Reward):
     """P(yes) in [0, 1]: the probability of "yes" against "no" as the first token of the answer, in any spelling.
 
-    With a reference (a file, or a tensor (F, 3, H, W) in [0, 1] as `clip.meta["reference"]`, which goes before the
-    file), the judge sees it first and says whether the clip is the better one, as in RewardDance (arXiv 2509.08826).
+    With a reference the judge sees it first, and says whether the clip is the better one, as in RewardDance (arXiv
+    2509.08826). `clip.meta["reference"]`, a file or a tensor (F, 3, H, W) in [0, 1], goes before the option.
     The judge must answer at once: a model that thinks first gives neither word, which is a failed call.
 
     Args:
-        template: file with the question, see `templates`; with a reference it may name {reference}.
         reference: image or video file; True where every clip brings its own.
+        template: file with the question: {prompt}, {video} and, with a reference, {reference}; see `templates`.
         top_logprobs: tokens among which the two are looked for; servers allow 20, as a rule.
-        frames, system, cache, chat: as in VLMScore.
+        frames: frames shown, evenly spaced from first to last, of the reference as well; None: all.
+        system: file with a system message.
+        cache: folder in which answers are kept.
+        chat: model; with url, an OpenAI-compatible server: api_key_env, temperature, seed, concurrency, timeout,
+            retries, backoff, image_format, extra (see `Endpoint`); else the model runs here: device, dtype.
     """
 
     def __init__(
@@ -193,10 +203,7 @@ class VLMYes(Reward):
         self.template, system = self.check(reference=reference, **own, name=name, **chat)
         self.name, self.frames, self.top_logprobs = name, frames, top_logprobs
         self.compares = bool(reference)
-        self.reference = None
-        if isinstance(reference, str):
-            video, _ = read_video(reference)
-            self.reference = [Frame(pixels) for pixels in video[frame_indices(len(video), frames)]]
+        self.reference = reference_frames(reference, frames) if isinstance(reference, str) else None
         self.chat = open_chat(name, cache, system, chat)
 
     @staticmethod
@@ -244,5 +251,18 @@ class VLMYes(Reward):
             if self.reference is None:
                 raise CallFailed("no reference", f"neither a file nor clip.meta for {clip.prompt[:80]!r}")
             return self.reference
+        if isinstance(given, str):
+            return reference_frames(given, self.frames)
+        if not isinstance(given, Tensor):
+            raise RewardError(
+                f"reward {self.name}: clip.meta['reference'] is a {type(given).__name__}, expected a file or a tensor"
+            )
         self._check_clips([Clip(given, clip.prompt)])
         return shown(Clip(given, clip.prompt), self.frames)
+
+
+@lru_cache(maxsize=64)  # a file is compared with many clips
+def reference_frames(file: str, frames: int | None) -> list[Frame]:
+    """The evenly spaced frames of an image or video file. Raises: RewardError, one line."""
+    video, _ = read_video(file)
+    return [Frame(pixels) for pixels in video[frame_indices(len(video), frames)]]

@@ -78,10 +78,12 @@ def likes_brighter(request):
 def test_a_reference_is_seen_first(tmp_path):
     Image.fromarray(np.full((8, 8, 3), 128, np.uint8)).save(tmp_path / "reference.png")
     with ScriptedServer(likes_brighter) as server:
-        from_file = judge("vlm_yes", server, reference=str(tmp_path / "reference.png"))
+        from_file = judge("vlm_yes", server, reference=str(tmp_path / "reference.png"), concurrency=1)
         own = [grey(0.2), grey(0.9), grey(0.9, meta={"reference": torch.full((5, 3, 8, 8), 1.0)})]
         assert from_file(own).total.tolist() == pytest.approx([0.2, 0.8, 0.2])
         assert len(content_of(server.requests[0])) == 3 + 1 + 4  # texts, reference, clip
+        by_name = grey(0.4, meta={"reference": str(tmp_path / "reference.png")})
+        assert judge("vlm_yes", server, reference=True)([by_name]).total.tolist() == pytest.approx([0.2])
         from_clips = judge("vlm_yes", server, reference=True)(own)
     assert from_clips.valid.tolist() == [False, False, True]  # a clip without one is not guessed
 
@@ -91,6 +93,10 @@ def test_a_reference_of_another_form_is_named(tmp_path):
         reward = judge("vlm_yes", server, reference=True)
         with pytest.raises(RewardError, match=r"reward vlm_yes: .*expected \(F, 3, H, W\)"):
             reward([grey(0.2, meta={"reference": torch.zeros(3, 8, 8)})])
+        with pytest.raises(RewardError, match="clip.meta\\['reference'\\] is a list, expected a file or a tensor"):
+            reward([grey(0.2, meta={"reference": [0.5]})])
+        with pytest.raises(RewardError, match=r"none.mp4: no such file"):
+            reward([grey(0.2, meta={"reference": str(tmp_path / "none.mp4")})])
         with pytest.raises(RewardError, match=r"pixels from 0 to 255"):
             reward([grey(0.2, meta={"reference": torch.linspace(0, 255, 192).view(1, 3, 8, 8)})])
     with pytest.raises(RewardError, match="no reference file"):
