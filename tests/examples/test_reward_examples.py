@@ -1,5 +1,7 @@
 """The reward examples as their readers run them."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,10 @@ import pytest
 import torch
 
 from rewards import load
+from rewards.score import main
 
 ROOT = Path(__file__).parents[2]
 MY_REWARD = ROOT / "examples" / "my_reward.py"
-
-
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "examples" / "score_clips.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -34,51 +32,40 @@ def folder(tmp_path_factory):
     return folder
 
 
-def lines(result):
-    assert result.returncode == 0, result.stderr
-    return {Path(line.split()[0]).stem: line.split()[1:] for line in result.stdout.splitlines()}
+def scored(folder, out, *rewards):
+    arguments = [argument for reward in rewards for argument in ("--reward", reward)]
+    assert main([*arguments, "--videos", str(folder), "--prompts", "a red circle", "--out", str(out)]) == 0
+    return {Path(row["path"]).stem: row for row in map(json.loads, out.read_text().splitlines())}
 
 
-def test_scores_a_folder_with_a_function_of_ones_own(folder):
-    found = lines(run(folder, "--reward", "examples/my_reward.py:calm", "limit=0.5"))
-    assert {name: words[0] for name, words in found.items()} == {"still": "calm", "moving": "calm"}
-    assert float(found["still"][1]) > 0.98
-    assert float(found["moving"][1]) < 0.1  # every pixel changes by nearly 1, above the limit
-
-
-def test_scores_a_file_with_a_class_of_ones_own(folder):
-    found = lines(run(folder / "still.mp4", "--reward", f"{MY_REWARD}:Colourful", "target_bits=2.0"))
-    words = found["still"]
-    assert words[::2] == ["colourful", "bits", "saturation"]
-    assert float(words[1]) == pytest.approx(float(words[3]) / 2, abs=1e-4)
-
-
-def test_scores_with_a_known_reward(folder):
-    found = lines(run(folder / "still.mp4", "--reward", "sprite_colour", "--prompt", "a red circle"))
-    assert float(found["still"][1]) == 0  # nothing moves on the gray
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{folder}/absent.mp4", "--reward", "sprite_colour"], "no video at"),
-        (["{folder}/still.mp4", "--reward", "sprite_color"], "did you mean 'sprite_colour'?"),
-        (["{folder}/still.mp4", "--reward", "examples/my_reward.py:calm", "limt=1"], "did you mean 'limit'?"),
-        (["{folder}/still.mp4", "--reward", "clip", "path=/nowhere"], "open_clip_config.json"),
-    ],
-)
-def test_a_mistake_is_one_line(folder, arguments, message):
-    result = run(*(argument.format(folder=folder) for argument in arguments))
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-
-
-def test_an_empty_folder_is_one_line(tmp_path):
-    assert "no video at" in run(tmp_path, "--reward", "sprite_colour").stderr
+def test_my_rewards_through_the_command(folder, tmp_path):
+    mine = (f"calm={MY_REWARD}:calm:limit=0.5", f"colourful={MY_REWARD}:Colourful:target_bits=2.0")
+    found = scored(folder, tmp_path / "scores.jsonl", *mine, "sprite_colour")
+    assert found.keys() == {"still", "moving"}
+    assert found["still"]["calm"] > 0.98
+    assert found["moving"]["calm"] < 0.1  # every pixel changes by nearly 1, above the limit
+    assert found["still"]["colourful"] == pytest.approx(found["still"]["colourful/bits"] / 2, abs=1e-4)
+    assert found["still"]["sprite_colour"] == 0  # nothing moves on the gray
 
 
 def test_my_reward_through_load():
     video = torch.stack([torch.full((2, 3, 8, 8), 0.5), torch.tensor([0.0, 0.05]).view(2, 1, 1, 1).expand(2, 3, 8, 8)])
     found = load(f"{MY_REWARD}:calm")(video, ["", ""])
     assert found.total.tolist() == pytest.approx([1, 0.5])
+
+
+def test_swapped_both_ways(tmp_path):
+    small = ["algorithm.group_size=2", "algorithm.prompts_per_iteration=1", "evaluation.num_prompts=2", "iterations=1"]
+    command = [sys.executable, "examples/swap_reward.py", "--num", "3", "--out", str(tmp_path), *small]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert result.returncode == 0, result.stderr
+    motion = [float(line.split()[1]) for line in result.stdout.splitlines() if re.match(r" +\d ", line)]
+    best, value, mean = re.search(r"best of 3: clip (\d), motion (\S+) \(mean (\S+)\)", result.stdout).groups()
+    assert len(motion) == 3
+    assert motion[int(best)] == max(motion) == float(value)
+    assert float(mean) == pytest.approx(np.mean(motion), abs=1e-3)
+    assert iio.improps(tmp_path / "best.mp4", plugin="FFMPEG").shape[-3:] == (32, 32, 3)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["reward/mean"] == pytest.approx(row["reward/light"])  # it trained on the function and on nothing else
+    assert 0 < row["reward/light"] < 1
+    assert {"eval/reward/motion", "eval/reward/light"} <= row.keys()
