@@ -52,10 +52,11 @@ def weighted(
     Args:
         rewards: name -> reward, at least one.
         weights: name -> finite number, for exactly the same names; at least one is not 0. None: the mean of all, as
-            in AnimeReward (arXiv 2504.10044), whose experts judge smoothness, motion, appeal, and the consistency
-            with the text, with the first image and of the characters:
-            `weighted({"appeal": load("aesthetic", ...), "text": load("clip", ...), ...})`. Experts on unlike scales
-            want weights. AnimeReward's own are not part of this package: no loadable weights of theirs are known.
+            AnimeReward (arXiv 2504.10044) combines its six experts, which judge smoothness, motion, appeal, and the
+            consistency with the text, with the first image and of the characters. Its own experts cannot be loaded
+            here: the published weights (IndexTeam/Index-anisora, reward/) run in the code of Mantis, MMAction2 and
+            SAMURAI. Rewards that take their places, on like scales:
+            `weighted({"appeal": load("aesthetic", ...), "text": load("clip", ...)}, name="experts")`.
     Raises: RewardError where names or weights do not fit.
     """
     weights = dict.fromkeys(rewards, 1 / max(1, len(rewards))) if weights is None else weights

@@ -130,6 +130,15 @@ def judge_url():
 
 
 @pytest.fixture(scope="session")
+def defects_url():
+    """URL of a scripted judge that finds defects where frames are dark."""
+    from tests.rewards.judges.judge_servers import ScriptedServer, dark_halves
+
+    with ScriptedServer(dark_halves) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
 def video_reward(tmp_path_factory):
     """A tiny VideoReward in the released layout, of seed 0."""
     from .qwen2_vl_twin import REWARD_TOKENS, Saved, Twin, linear, save_video_reward

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, per_frame, weighted, win_rate
+from rewards import KNOWN, Clip, RewardError, Scores, answers, aspects, lift, load, per_frame, weighted, win_rate
 
 PROMPTS = [
     "a red circle moving right quickly on a black background",
@@ -46,6 +46,9 @@ BUILDERS = {
     "segments": lambda folder: per_frame(lift(mean_brightness, differentiable=True), 3, "segment", "attenuated_mean"),
     "video_reward": lambda saved: load("video_reward", path=str(saved.folder), device="cpu"),
     "vlm_rm": lambda folder: load("vlm_rm", baseline="a circle", path=str(folder), frames=2),
+    "aspects": lambda url: aspects(
+        load("vlm_score", url=url, model="bright", frames=4), {"text": ["alignment"], "look": ["physics", "style"]}
+    ),
     "lifted": lambda folder: lift(mean_brightness, differentiable=True),
     "weighted": lambda folder: weighted(
         {"clip": clip_reward(folder), "bright": lift(mean_brightness, differentiable=True)}, {"clip": 1, "bright": -0.5}
@@ -55,6 +58,7 @@ BUILDERS = {
     ),
     **{name: lambda folder, name=name: load(name) for name in KNOWN if name.startswith("sprite_")},
     "remote": lambda url: load("remote", url=url, name="sprite_colour", timeout=30, patience=10),
+    "vlm_defects": lambda url: load("vlm_defects", url=url, model="dark", frames=4),
     "vlm_pairwise": lambda url: load("vlm_pairwise", url=url, model="bright", frames=4),
     "vlm_score": lambda url: load("vlm_score", url=url, model="bright", frames=4),
     "vlm_yes": lambda folder: load("vlm_yes", model=str(folder), frames=3, top_logprobs=400, device="cpu"),
@@ -65,11 +69,13 @@ BUILDERS = {
 # The fixture whose value a builder is given; clip_folder for all others.
 FIXTURES = {
     "aesthetic": "aesthetic_files",
+    "aspects": "judge_url",
     "hpsv2": "hpsv2_files",
     "hpsv3": "hpsv3",
     "pickscore": "clip_hf_folder",
     "remote": "reward_server",
     "video_reward": "video_reward",
+    "vlm_defects": "defects_url",
     "vlm_pairwise": "judge_url",
     "vlm_score": "judge_url",
     "vlm_yes": "judge_folder",

@@ -136,6 +136,16 @@ def image(url):
     return np.array(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
+def dark_halves(request):
+    """A script: a judge that finds one defect in each frame, the higher the darker the frame."""
+    frames = [part.mean() / 255 for part in content_of(request) if not isinstance(part, str)]
+    defects = [
+        {"kind": "dark", "description": "", "frames": [i, i], "box": [0, 0, 500, max(1, round(1000 * (1 - frame)))]}
+        for i, frame in enumerate(frames, 1)
+    ]
+    return says(json.dumps({"defects": defects}))
+
+
 def brightness(request):
     """A script: a judge that likes bright videos, 1 (black) to 5 (white), in the format that the prompt asks for."""
     frames = [part.mean() / 255 for part in content_of(request) if not isinstance(part, str)]
