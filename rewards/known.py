@@ -87,10 +87,10 @@ KNOWN = {
         "rewards.judges.defects:VLMDefects",
         "frames, prompt",
         "share of the clip without a defect that the judge finds; dims time, defects",
-        "0 to 1, mostly above 0.8",
-        "the judge's; DeeptraceReward's is not supported: its answers' format is not known",
+        "0 to 1",
+        "the judge's; for general models, not for DeeptraceReward's own",
         "the model's, or none with an endpoint",
-        "areas and times by hand, answers on scripted servers; no judge with weights run, so no quality is claimed",
+        "areas and times by hand, answers on scripted servers; what a published judge finds was not tried",
     ),
     "vlm_pairwise": Known(
         "rewards.judges.pairwise:VLMPairwise",

@@ -127,8 +127,10 @@ class VLMDefects(Reward):
     in S), `total` its mean. `dims`: time, the share of the clip's time without any defect; defects, their number.
 
     The idea, a judge that explains what gives a video away and says where and when, is that of DeeptraceReward (arXiv
-    2509.22646); how its localised traces become one number is not published, and the rule here is our own. A small
-    box costs little: where every defect should count alike, `aspects(reward, {"clean": ["time"]})` counts time alone.
+    2509.22646); the rule that makes it one number is our own. Models find places badly and times worse, says that
+    paper: look at what yours finds (`find`) before training on it. A small box costs little; where every defect should
+    count alike, `aspects(reward, {"clean": ["time"]})` counts time alone. That paper's own model
+    (DeeptraceReward/RewardModel) writes another format, which is not documented, and cannot be used here.
 
     Args:
         time: how the answer counts it: "frames" shown, from 1, or "seconds".
