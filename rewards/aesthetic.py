@@ -38,10 +38,10 @@ class AestheticReward(EmbeddingReward):
 
     def __init__(
         self,
-        head: str | None = None,
-        model: str | None = None,
+        head: str | Path | None = None,
+        model: str | Path | None = None,
         pretrained: str | None = None,
-        path: str | None = None,
+        path: str | Path | None = None,
         *,
         frames: int | None = 8,
         select: str = "uniform",
@@ -74,10 +74,10 @@ class AestheticReward(EmbeddingReward):
 
     @staticmethod
     def check(
-        head: str | None = None,
-        model: str | None = None,
+        head: str | Path | None = None,
+        model: str | Path | None = None,
         pretrained: str | None = None,
-        path: str | None = None,
+        path: str | Path | None = None,
         name: str = "aesthetic",
         **options: Any,
     ) -> Source:

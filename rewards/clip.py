@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +35,9 @@ class CLIPReward(EmbeddingReward):
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | Path | None = None,
         pretrained: str | None = None,
-        path: str | None = None,
+        path: str | Path | None = None,
         *,
         frames: int | None = 8,
         select: str = "uniform",
@@ -61,9 +62,9 @@ class CLIPReward(EmbeddingReward):
 
     @staticmethod
     def check(
-        model: str | None = None,
+        model: str | Path | None = None,
         pretrained: str | None = None,
-        path: str | None = None,
+        path: str | Path | None = None,
         name: str = "clip",
         **options: Any,
     ) -> Source:

@@ -101,8 +101,9 @@ def _load_strictly(name: str, model: torch.nn.Module, weights: Path) -> None:
         raise cannot_load(name, str(weights), error) from error
 
 
-def find(name: str, model: str | None, pretrained: str | None, path: str | None) -> Source:
+def find(name: str, model: str | Path | None, pretrained: str | None, path: str | Path | None) -> Source:
     """Resolve the ways to name a checkpoint; see rewards.clip.CLIPReward. Raises: RewardError, one line."""
+    model, path = (None if place is None else str(place) for place in (model, path))
     if path is not None and model is None:
         if pretrained is not None:
             raise RewardError(f"reward {name}: pretrained {pretrained!r} without model; {path} says both itself")

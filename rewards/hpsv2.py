@@ -46,8 +46,8 @@ class HPSv2Reward(EmbeddingReward):
 
     def __init__(
         self,
-        path: str | None = None,
-        model: str = MODEL,
+        path: str | Path | None = None,
+        model: str | Path = MODEL,
         version: str | float = "2.1",
         antialias: bool = True,
         *,
@@ -78,8 +78,8 @@ class HPSv2Reward(EmbeddingReward):
 
     @staticmethod
     def check(
-        path: str | None = None,
-        model: str = MODEL,
+        path: str | Path | None = None,
+        model: str | Path = MODEL,
         version: str | float = "2.1",
         antialias: bool = True,
         name: str = "hpsv2",
@@ -95,11 +95,11 @@ class HPSv2Reward(EmbeddingReward):
             raise RewardError(f"reward {name}: the published weights are of {MODEL}; give those of {model} as path")
 
 
-def _source(name: str, model: str, weights: Path) -> OpenClipSource:
-    if model.endswith(".json"):
+def _source(name: str, model: str | Path, weights: Path) -> OpenClipSource:
+    if Path(model).suffix == ".json":
         return find_by_config(name, Path(model), weights)
-    check_built_in(name, model)
-    return OpenClipSource(model, str(weights), weights=check_file(name, weights))
+    check_built_in(name, str(model))
+    return OpenClipSource(str(model), str(weights), weights=check_file(name, weights))
 
 
 def _published(name: str, version: str) -> Path:

@@ -37,8 +37,8 @@ class PickScoreReward(EmbeddingReward):
 
     def __init__(
         self,
-        path: str = MODEL,
-        processor: str | None = None,
+        path: str | Path = MODEL,
+        processor: str | Path | None = None,
         scale: str = "logit",
         *,
         frames: int | None = 8,
@@ -66,7 +66,11 @@ class PickScoreReward(EmbeddingReward):
 
     @staticmethod
     def check(
-        path: str = MODEL, processor: str | None = None, scale: str = "logit", name: str = "pickscore", **options: Any
+        path: str | Path = MODEL,
+        processor: str | Path | None = None,
+        scale: str = "logit",
+        name: str = "pickscore",
+        **options: Any,
     ) -> TransformersSource:
         """Validate the options and look for the files without reading weights."""
         check_options(name, **options)
@@ -75,7 +79,7 @@ class PickScoreReward(EmbeddingReward):
         if processor is None:
             complete = any((Path(path) / file).is_file() for file in PREPROCESSORS)
             processor = path if complete else PROCESSOR
-        return TransformersSource.find(name, path, processor)
+        return TransformersSource.find(name, str(path), str(processor))
 
     def compare(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.factor * super().compare(image, prompts)

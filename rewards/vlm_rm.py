@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,9 +43,9 @@ class GoalBaselineReward(EmbeddingReward):
         baseline: str | Sequence[str],
         target: str | Sequence[str] | None = None,
         alpha: float = 0.5,
-        model: str | None = None,
+        model: str | Path | None = None,
         pretrained: str | None = None,
-        path: str | None = None,
+        path: str | Path | None = None,
         *,
         frames: int | None = 8,
         select: str = "uniform",
@@ -77,9 +78,9 @@ class GoalBaselineReward(EmbeddingReward):
         baseline: str | Sequence[str],
         target: str | Sequence[str] | None = None,
         alpha: float = 0.5,
-        model: str | None = None,
+        model: str | Path | None = None,
         pretrained: str | None = None,
-        path: str | None = None,
+        path: str | Path | None = None,
         name: str = "vlm_rm",
         **options: Any,
     ) -> Source:

@@ -44,7 +44,7 @@ def test_weights_files_of_both_kinds_load(built_in, videos, tmp_path):
 
 def test_an_architecture_may_be_a_file(clip_folder, videos, tmp_path):
     weights, config = clip_folder / "open_clip_model.safetensors", clip_folder / "open_clip_config.json"
-    whole = CLIPReward(str(config), path=str(weights), device="cpu")
+    whole = CLIPReward(config, path=weights, device="cpu")
     assert torch.equal(totals(whole, videos), totals(CLIPReward(path=str(clip_folder), device="cpu"), videos))
     (tmp_path / "bare.json").write_text(json.dumps(json.loads(config.read_text())["model_cfg"]))
     bare = CLIPReward(str(tmp_path / "bare.json"), path=str(weights), device="cpu")

@@ -119,7 +119,7 @@ def test_without_antialias_is_what_older_torchvision_does(reward, hpsv2_files):
         inner = torch.nn.functional.interpolate(frame[None], (18, 32), mode="bicubic", align_corners=False)[0]
         return (np.pad(inner.numpy(), ((0, 0), (7, 7), (0, 0))) - MEAN) / STD
 
-    found = HPSv2Reward(str(weights), str(config), antialias=False)(videos, PROMPTS)
+    found = HPSv2Reward(weights, config, antialias=False)(videos, PROMPTS)
     torch.testing.assert_close(found.dense, by_the_authors(hpsv2_files, videos, PROMPTS, prepared), atol=1e-6, rtol=0)
     assert (found.total - reward(videos, PROMPTS).total).abs().min() > 1e-3
 
