@@ -47,7 +47,7 @@ def _overview() -> Table:
     table.add_column("reward", no_wrap=True)
     for heading in ("looks at, gives, scale", "weights", "verified"):
         table.add_column(heading, overflow="fold")
-    for name, row in KNOWN.items():
+    for name, row in sorted(KNOWN.items()):
         number = f"{row.inputs}\n-> {row.outputs}\nscale: {row.scale}"
         weights = "none" if row.memory == "none" else f"{row.memory}\n{row.licence}"
         table.add_row(name, number, weights, row.verified)

@@ -37,10 +37,10 @@ def test_the_table_says_all_of_every_reward(capsys, monkeypatch, width):
     table = listed(capsys).out
     assert max(map(len, table.splitlines())) <= width
     assert "\u2026" not in table  # nothing is cut
-    assert cells(table, 0) == [words(name) for name in KNOWN]
-    assert cells(table, 1) == [words(f"{row.inputs}{row.outputs}scale{row.scale}") for row in KNOWN.values()]
-    assert cells(table, 3) == [words(row.verified) for row in KNOWN.values()]
-    for cell, row in zip(cells(table, 2), KNOWN.values(), strict=True):
+    assert cells(table, 0) == [words(name) for name in sorted(KNOWN)]
+    assert cells(table, 1) == [words(f"{row.inputs}{row.outputs}scale{row.scale}") for _, row in sorted(KNOWN.items())]
+    assert cells(table, 3) == [words(row.verified) for _, row in sorted(KNOWN.items())]
+    for cell, (_, row) in zip(cells(table, 2), sorted(KNOWN.items()), strict=True):
         assert cell == ("none" if row.memory == "none" else words(row.memory + row.licence))
 
 
