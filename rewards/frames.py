@@ -58,7 +58,7 @@ class FramePlan(NamedTuple):
             return torch.zeros_like(scores).index_fill_(0, scores.detach().topk(kept).indices, 1 / kept)
         if self.rule == "mean":
             return torch.full_like(scores, 1 / count)
-        distance = torch.tensor([abs(index - length // 2) for index in indices], device=scores.device)
+        distance = torch.tensor([abs(index - length // 2) for index in indices], device=scores.device).float()
         if self.rule == "attenuated_mean":
             return torch.softmax(-self.number * distance, 0).to(scores)
         return torch.exp(-self.number * distance).to(scores) / count

@@ -37,7 +37,8 @@ class HPSv2Reward(EmbeddingReward):
         model: an architecture that open_clip knows, or a .json file with one, as in open_clip/model_configs or as an
             open_clip_config.json (of which preprocess_cfg does not count: HPSv2 has a preparation of its own).
         version: "2.0" or "2.1", of the weights to download.
-        antialias: whether shrinking filters, as torchvision does since 0.17; the authors name no version of it.
+        antialias: whether the filter widens where it shrinks an image, as torchvision's does by default since 0.17 and
+            did not before; the authors do not say which version they used.
         frames, select, weights, seed: which frames count, and how much; see rewards.per_frame.
         device, precision, batch_size: see rewards.encoder.EmbeddingReward.
     Raises: RewardError for weights that are missing, damaged, or not exactly those of the architecture.

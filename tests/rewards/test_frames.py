@@ -61,6 +61,7 @@ E1, E2, E3 = math.exp(-1.0), math.exp(-2.0), math.exp(-3.0)
         ("attenuated", (0.1 * E3 + 0.2 * E2 + 0.5 * E1 + 0.3 + 0.9 * E1 + 0.4 * E2) / 6),
         ({"attenuated": 0}, (0.1 + 0.2 + 0.5 + 0.3 + 0.9 + 0.4) / 6),
         ("attenuated_mean", (0.1 * E3 + 0.2 * E2 + 0.5 * E1 + 0.3 + 0.9 * E1 + 0.4 * E2) / (E3 + 2 * E2 + 2 * E1 + 1)),
+        ({"attenuated_mean": 0}, (0.1 + 0.2 + 0.5 + 0.3 + 0.9 + 0.4) / 6),
         ({"attenuated_mean": 2000.0}, 0.3),  # only the frame in the middle is left
     ],
 )
