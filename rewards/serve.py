@@ -101,9 +101,7 @@ def serve(
 def _token(host: str, variable: str | None) -> str | None:
     if variable is None:
         if not _is_loopback(host):
-            raise RewardError(
-                f"--host {host} is reached from other machines; give --token-env VARIABLE, or a loopback host"
-            )
+            raise RewardError(f"--host {host} is open to other machines; give --token-env VARIABLE, or a loopback host")
         return None
     return read_token(variable)
 
@@ -117,12 +115,14 @@ def _is_loopback(host: str) -> bool:
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket at the address that does not listen yet: a port in use is found before weights are read."""
+    if not 0 <= port < 2**16:  # some resolvers take it modulo that
+        raise RewardError(f"cannot listen at {host} port {port}: ports are 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise RewardError(f"cannot listen at {host} port {port}: {one_line(error)}") from error
     return listener
 
