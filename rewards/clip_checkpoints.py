@@ -6,8 +6,10 @@ M images, N prompts, D embedding
 from __future__ import annotations
 
 import json
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +44,7 @@ class OpenClipSource(NamedTuple):
 
         try:
             # The weights are drawn, on the CPU, before they are loaded.
-            with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+            with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _no_false_alarm():
                 model, tokenizer = self._create(Path(folder), precision, device)
         except (*LOAD_ERRORS, pickle.UnpicklingError, SafetensorError) as error:
             raise cannot_load(name, self.where, error) from error
@@ -81,6 +83,20 @@ class OpenClipSource(NamedTuple):
             weights_only=True,
         )
         return built, open_clip.get_tokenizer(model)
+
+
+@contextmanager
+def _no_false_alarm() -> Iterator[None]:
+    """Drop one warning of open_clip: that the weights are random, where ours are read right afterwards."""
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return "No pretrained weights loaded" not in record.getMessage()
+
+    logging.getLogger().addFilter(is_true)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_true)
 
 
 def cannot_load(name: str, where: str, error: Exception) -> RewardError:

@@ -167,6 +167,11 @@ def test_a_built_in_architecture_is_named(hpsv2_files, tmp_path):
     torch.testing.assert_close(found.total, cosine[0], atol=1e-6, rtol=0)
 
 
+def test_loading_warns_of_nothing(hpsv2_files, caplog):
+    HPSv2Reward(*hpsv2_files)
+    assert caplog.text == ""
+
+
 def test_gradient_matches_finite_differences(reward):
     video = bytes_video(1, 2, 3, 40, 48).requires_grad_()
     (gradient,) = torch.autograd.grad(reward(video, PROMPTS[:1]).total.sum(), video)
