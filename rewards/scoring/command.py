@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,6 +33,7 @@ from rewards.video_files import MAX_PIXELS, read_video
 SHOWN = 20  # problems listed; a table made for another folder has thousands
 SCOPES = ("clip", "group", "batch")  # from the narrowest to the widest
 TAKEN = ("path", "prompt", "fps", "frames", "error", "key", "rewards")  # columns that are no reward's
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class BadInput(ValueError):
@@ -129,32 +132,38 @@ def _scored(
 ) -> Iterator[tuple[int, Row]]:
     """Read and score call after call: the place of each video, and its row."""
     group = {prompt: index for index, prompt in enumerate(dict.fromkeys(video.prompt for video in videos))}
-    for call in calls:
-        rows = _rows_of(call, videos, group, rewards, options)
+
+    def read(call: Sequence[int]) -> dict[int, Clip | RewardError]:
+        found = {}
         for place in call:
-            yield place, {"path": videos[place].name, "prompt": videos[place].prompt} | rows[place]
+            name, path, prompt, fps, meta = videos[place]
+            try:
+                frames, rate = read_video(path, fps, options.max_pixels or MAX_PIXELS)
+                found[place] = Clip(frames, prompt, rate, group[prompt], meta)
+            except RewardError as error:
+                found[place] = error
+        return found
+
+    for found in _ahead(read, calls):
+        clips = {place: clip for place, clip in found.items() if isinstance(clip, Clip)}
+        rows = dict(zip(clips, ask(rewards, list(clips.values()), options.dense) if clips else [], strict=True))
+        for place, clip in found.items():
+            row = rows.get(place) or failed_row(list(rewards), str(clip))
+            seen = {"fps": clip.fps, "frames": len(clip.video)} if place in rows else {"fps": None, "frames": None}
+            yield place, {"path": videos[place].name, "prompt": videos[place].prompt, **seen, **row}
 
 
-def _rows_of(
-    call: Sequence[int],
-    videos: Sequence[Video],
-    group: Mapping[str, int],
-    rewards: Mapping[str, Reward],
-    options: argparse.Namespace,
-) -> dict[int, Row]:
-    rows, clips = {}, {}
-    for place in call:
-        video = videos[place]
-        try:
-            frames, fps = read_video(video.path, video.fps, options.max_pixels or MAX_PIXELS)
-            clips[place] = Clip(frames, video.prompt, fps, group[video.prompt], video.meta)
-        except RewardError as error:
-            rows[place] = {"fps": None, "frames": None} | failed_row(list(rewards), str(error))
-    if clips:
-        answered = ask(rewards, list(clips.values()), options.dense)
-        for (place, clip), row in zip(clips.items(), answered, strict=True):
-            rows[place] = {"fps": clip.fps, "frames": len(clip.video)} | row
-    return rows
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results for item after item; while one is used, the next one is made."""
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        waiting = None
+        for item in items:
+            following = worker.submit(function, item)
+            if waiting:
+                yield waiting.result()
+            waiting = following
+        if waiting:
+            yield waiting.result()
 
 
 def _shown(

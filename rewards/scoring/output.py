@@ -21,6 +21,7 @@ from rewards.scoring.asking import Row
 from rewards.scoring.tables import Video
 
 FORMATS = (".jsonl", ".csv", ".parquet")
+START = b'{"path": '  # of every line
 LAST = ("key", "rewards")  # columns: what identifies the video, and the rewards
 
 
@@ -79,8 +80,10 @@ def read_rows(journal: Path, rewards: str, keys: Iterable[str]) -> dict[str, Row
         return {}
     rows, wanted = {}, set(keys)
     other = "delete it or choose another --out"
-    lines = journal.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last line feed is torn, or nothing
+    *lines, torn = journal.read_bytes().split(b"\n")  # after the last line feed: nothing, or a line cut by a crash
+    if torn[: len(START)] != START[: len(torn)]:
+        lines.append(torn)
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             key, earlier = row["key"], row["rewards"]

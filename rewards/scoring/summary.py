@@ -37,12 +37,10 @@ def spreads(rows: Sequence[Row], rewards: Sequence[str]) -> list[Spread]:
     for name in rewards:
         for column in (name, *_dims(rows, name)):
             values = [row[column] for row in rows if _number(row, name, column) is not None]
-            if not values:
-                values = [math.nan]
-                found.append(Spread(column, 0, *values * 4))
-                continue
+            mean = statistics.fmean(values) if values else math.nan
             std = statistics.stdev(values) if len(values) > 1 else math.nan
-            found.append(Spread(column, len(values), statistics.fmean(values), std, min(values), max(values)))
+            low, high = min(values, default=math.nan), max(values, default=math.nan)
+            found.append(Spread(column, len(values), mean, std, low, high))
     return found
 
 
@@ -54,8 +52,9 @@ def agreements(rows: Sequence[Row], pairs: Sequence[Pair], rewards: Sequence[str
     """
     found = []
     for name in rewards:
+        dims = _dims(rows, name)
         for label in LABELS:
-            column = f"{name}/{label}" if label in (d.partition("/")[2] for d in _dims(rows, name)) else name
+            column = f"{name}/{label}" if f"{name}/{label}" in dims else name
             if column == name and label not in (name, "Overall"):
                 continue
             hits = []

@@ -76,9 +76,10 @@ def test_an_output_belongs_to_its_rewards_and_videos(place, capsys):
     calls()
     run(*LOGGED)
     assert (len(calls()), len(rows())) == (1, 4)
-    table("scores.jsonl", "precious notes")
-    assert "line 1 was not written by this command" in refused(capsys, *LOGGED)[0]
-    assert Path("scores.jsonl").read_text() == "precious notes\n"
+    for notes in ("precious notes\n", "precious notes"):
+        Path("scores.jsonl").write_text(notes)
+        assert "line 1 was not written by this command" in refused(capsys, *LOGGED)[0]
+        assert Path("scores.jsonl").read_text() == notes
 
 
 def test_csv(place):
