@@ -3,6 +3,7 @@
 import json
 import pickle
 import socket
+import threading
 
 import httpx
 import pytest
@@ -156,3 +157,51 @@ def test_unprintable_names_and_prompts_are_only_words(ask):
 
     body = safetensors.torch.save({"0": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, {"clips": surrogate})
     assert post(ask, body).status_code == 200
+
+
+@pytest.fixture
+def tight():
+    """Port of a server, in a thread of this process, of little memory and patience."""
+    import uvicorn
+
+    from rewards import load
+    from rewards.serving.app import Bounds, Service
+    from rewards.serving.worker import Worker
+
+    worker = Worker("colour", load("sprite_colour"))
+    app = Service({"colour": worker}, None, Bounds(body=20_000, held=30_000, seconds=1.0)).app()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(30)
+    assert worker.close(10)
+
+
+def stalled(port, sent):
+    """A connection that says it sends 20000 bytes and sends `sent`."""
+    stranger = socket.create_connection(("127.0.0.1", port), 20)
+    stranger.sendall(b"POST /rewards/colour HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + bytes(sent))
+    return stranger
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tight):
+    with stalled(tight, 100) as stranger:
+        assert stranger.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_what_is_held_in_all_is_bounded_and_given_back(tight):
+    with stalled(tight, 15_000), stalled(tight, 14_000):
+        for _ in range(1000):
+            response = httpx.post(f"http://127.0.0.1:{tight}/rewards/colour", content=good())
+            if response.status_code == 503:
+                break
+        assert response.json() == {"error": "0.0286102 MB of questions are held already"}
+        assert response.headers["retry-after"] == "1"
+    for _ in range(1000):
+        response = httpx.post(f"http://127.0.0.1:{tight}/rewards/colour", content=good())
+        if response.status_code == 200:
+            return
+    raise AssertionError(response.text)
