@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -87,10 +88,10 @@ class OpenClipSource(NamedTuple):
 
 @contextmanager
 def _no_false_alarm() -> Iterator[None]:
-    """Drop one warning of open_clip: that the weights are random, where ours are read right afterwards."""
+    """Drop what open_clip says of missing weights: ours are read right afterwards, and where none are it raises."""
 
     def is_true(record: logging.LogRecord) -> bool:
-        return "No pretrained weights loaded" not in record.getMessage()
+        return not re.search("No pretrained weights loaded|no CLIP weights found", record.getMessage())
 
     logging.getLogger().addFilter(is_true)
     try:
