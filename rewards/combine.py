@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -59,13 +60,25 @@ def weighted(
             `weighted({"appeal": load("aesthetic", ...), "text": load("clip", ...)}, name="experts")`.
     Raises: RewardError where names or weights do not fit.
     """
+    return Weighted(rewards, _weights(rewards, weights, name), name)
+
+
+def _weights(
+    rewards: Mapping[str, Any], weights: Mapping[str, float] | None = None, name: str = "weighted"
+) -> Mapping[str, float]:
+    for option, value in (("rewards", rewards), ("weights", weights or {})):
+        if not isinstance(value, Mapping):
+            raise RewardError(f"reward {name}: {option} is {value!r}, expected names and values")
     weights = dict.fromkeys(rewards, 1 / max(1, len(rewards))) if weights is None else weights
     unmatched = set(rewards) ^ set(weights)
     if unmatched or not rewards:
         raise RewardError(f"reward {name}: rewards {sorted(rewards)} and weights {sorted(weights)} must name the same")
-    bad = {key: weight for key, weight in weights.items() if not math.isfinite(weight)}
+    bad = {key: w for key, w in weights.items() if not isinstance(w, (int, float)) or not math.isfinite(w)}
     if bad:
         raise RewardError(f"reward {name}: weights must be finite numbers, got {bad}")
     if not any(weights.values()):
         raise RewardError(f"reward {name}: every weight is 0, so there is nothing to maximise")
-    return Weighted(rewards, weights, name)
+    return weights
+
+
+weighted.check = _weights  # what `rewards.check` asks

@@ -218,6 +218,10 @@ def per_frame(
     return PerFrame(inner, name, frame_plan(name, frames, select, weights, seed))
 
 
+# What `rewards.check` asks.
+per_frame.check = lambda image_reward, name=None, **options: frame_plan(name or "per_frame", **options)
+
+
 def _singles(clip: Clip, indices: Sequence[int]) -> list[Clip]:
     """Clips of one frame each, picked at once so that the gradient of the video is written once."""
     picked = clip.frames(indices)

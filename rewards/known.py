@@ -21,6 +21,11 @@ class Known(NamedTuple):
         return self.target.partition(":")[0]
 
 
+def _made(target: str, inputs: str, outputs: str, scale: str, verified: str) -> Known:
+    """A reward that is made of others; see rewards.load for how these are named."""
+    return Known(target, inputs, outputs, scale, "none of its own", "that of its parts", verified)
+
+
 def _sprite(name: str, outputs: str, scale: str) -> Known:
     verified = "every attribute read right on clean renders; worked examples in tests/rewards/test_sprite.py"
     return Known(f"rewards.sprite:{name}", "sprite video, prompt", outputs, scale, "none: no weights", "none", verified)
@@ -29,6 +34,34 @@ def _sprite(name: str, outputs: str, scale: str) -> Known:
 _JUDGE = "the judge's (UnifiedReward MIT, VideoScore2 not stated)"
 
 KNOWN = {
+    "aspects": _made(
+        "rewards.mixture:aspects",
+        "a reward with dims",
+        "weighted mean of aspects, which are weighted means of dims",
+        "the dims'",
+        "arithmetic by hand",
+    ),
+    "per_frame": _made(
+        "rewards.frames:per_frame",
+        "a reward of images, frames of the clip",
+        "weighted sum over frames; dense holds each frame's",
+        "the reward's",
+        "arithmetic by hand, on random frames and lengths",
+    ),
+    "weighted": _made(
+        "rewards.combine:weighted",
+        "several rewards",
+        "weighted sum, or mean; dims are the parts",
+        "that of the parts and their weights",
+        "arithmetic by hand",
+    ),
+    "win_rate": _made(
+        "rewards.comparison:win_rate",
+        "a reward, all clips of a prompt",
+        "share of the other clips that it beats (scope group)",
+        "0 to 1",
+        "arithmetic by hand",
+    ),
     "aesthetic": Known(
         "rewards.aesthetic:AestheticReward",
         "frames",

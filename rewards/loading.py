@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,9 @@ from typing import Any
 
 from rewards.contract import LiftedFunction, Reward, RewardError, is_reward, lift
 from rewards.known import KNOWN
+
+# Known rewards that are made of others, and the option that names these.
+MADE_OF = {"aspects": "reward", "per_frame": "image_reward", "weighted": "rewards", "win_rate": "judge"}
 
 
 def load(use: str, /, **options: Any) -> Reward:
@@ -27,9 +30,17 @@ def load(use: str, /, **options: Any) -> Reward:
     - any other callable is a plain `f(videos, prompts, **options)`: the options are bound, the rest is `lift`'s. It is
       differentiable if it carries a true attribute `differentiable`.
 
+    Rewards made of others name them as a recipe does, by `use` alone or as {use: ..., options: {...}}:
+
+        load("win_rate", judge={"use": "clip", "options": {"path": "folder"}})
+        load("weighted", rewards={"colour": "sprite_colour", "motion": "sprite_motion"})
+
     Raises: RewardError, one line: unknown name, module that does not import, missing attribute, wrong option.
     """
     target = _checked(use, options)
+    if use in MADE_OF:
+        check(use, **options)  # what can be refused is, before the weights of any part are read
+        options = _with_parts(use, options, load)
     if is_reward(target) and not inspect.isclass(target):
         return lift(target)
     name = use.rpartition(":")[2]
@@ -44,13 +55,35 @@ def load(use: str, /, **options: Any) -> Reward:
 def check(use: str, /, **options: Any) -> None:
     """Refuse what `load` would refuse, without building the reward: no weights are read.
 
-    A class with a `check(**options)` of its own is asked too (CLIPReward looks whether its files exist).
+    A class with a `check(**options)` of its own is asked too (CLIPReward looks whether its files exist), and so are the
+    rewards that one is made of.
 
     Raises: RewardError as `load` does.
     """
     target = _checked(use, options)
-    if inspect.isclass(target) and hasattr(target, "check"):
+    if hasattr(target, "check") and (inspect.isclass(target) or use in MADE_OF):
         target.check(**options)
+    if use in MADE_OF:
+        _with_parts(use, options, check)
+
+
+def _with_parts(use: str, options: dict[str, Any], make: Callable[..., Any]) -> dict[str, Any]:
+    """The options, in which `make(use, **options)` takes the place of each reward that they name."""
+    option = MADE_OF[use]
+    parts = options[option]
+    if use != "weighted":
+        return options | {option: _part(use, option, parts, make)}
+    return options | {option: {name: _part(use, f"{option}.{name}", part, make) for name, part in parts.items()}}
+
+
+def _part(use: str, where: str, part: Any, make: Callable[..., Any]) -> Any:
+    if callable(part):  # a reward, or what becomes one
+        return part
+    part = {"use": part} if isinstance(part, str) else part
+    options = part.get("options", {}) if isinstance(part, Mapping) else None
+    if not isinstance(options, Mapping) or not isinstance(part.get("use"), str) or part.keys() - {"use", "options"}:
+        raise RewardError(f"reward {use}: {where} is {part!r}, expected a name, or {{use: ..., options: {{...}}}}")
+    return make(part["use"], **options)
 
 
 def _checked(use: str, options: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Aspects(Reward):
     ):
         self.inner = lift(reward)
         self.name = name or self.inner.name
-        criteria, weights = _weights(self.name, groups, weights)
+        criteria, weights = _weights(reward, groups, weights, self.name)
         self.groups = {aspect: list(shares) for aspect, shares in criteria.items()}
         # The softmax of logarithms is the weights, divided by their sum.
         self.criterion_gates = torch.tensor([[w for shares in criteria.values() for w in shares.values()]]).log()
@@ -114,8 +114,12 @@ def aspects(
 
 
 def _weights(
-    name: str, groups: Groups, weights: Mapping[str, float] | None
+    reward: Any, groups: Groups, weights: Mapping[str, float] | None = None, name: str | None = None
 ) -> tuple[dict[str, dict[str, float]], Mapping[str, float]]:
+    """Aspect -> criterion -> weight, and aspect -> weight."""
+    for option, value in (("groups", groups), ("weights", weights or {})):
+        if not isinstance(value, Mapping):
+            raise RewardError(f"reward {name}: {option} is {value!r}, expected aspects and values")
     criteria = {a: dict(g) if isinstance(g, Mapping) else dict.fromkeys(g, 1.0) for a, g in groups.items()}
     weights = dict.fromkeys(criteria, 1.0) if weights is None else weights
     if weights.keys() != criteria.keys():
@@ -128,3 +132,6 @@ def _weights(
     if twice:
         raise RewardError(f"reward {name}: {', '.join(twice)} in more than one aspect")
     return criteria, weights
+
+
+aspects.check = _weights  # what `rewards.check` asks

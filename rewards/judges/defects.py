@@ -129,8 +129,8 @@ class VLMDefects(Reward):
     The idea, a judge that explains what gives a video away and says where and when, is that of DeeptraceReward (arXiv
     2509.22646); the rule that makes it one number is our own. Models find places badly and times worse, says that
     paper: look at what yours finds (`find`) before training on it. A small box costs little; where every defect should
-    count alike, `aspects(reward, {"clean": ["time"]})` counts time alone. That paper's own model
-    (DeeptraceReward/RewardModel) writes another format, which is not documented, and cannot be used here.
+    count alike, `aspects(reward, {"clean": ["time"]})` counts time alone. How that paper's own model
+    (DeeptraceReward/RewardModel) is asked and answers is not known here, so that it cannot be used as it is.
 
     Args:
         time: how the answer counts it: "frames" shown, from 1, or "seconds".

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rewards import KNOWN, Clip, RewardError, Scores, answers, aspects, lift, load, per_frame, weighted, win_rate
+from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, per_frame, weighted, win_rate
 
 PROMPTS = [
     "a red circle moving right quickly on a black background",
@@ -46,9 +46,12 @@ BUILDERS = {
     "segments": lambda folder: per_frame(lift(mean_brightness, differentiable=True), 3, "segment", "attenuated_mean"),
     "video_reward": lambda saved: load("video_reward", path=str(saved.folder), device="cpu"),
     "vlm_rm": lambda folder: load("vlm_rm", baseline="a circle", path=str(folder), frames=2),
-    "aspects": lambda url: aspects(
-        load("vlm_score", url=url, model="bright", frames=4), {"text": ["alignment"], "look": ["physics", "style"]}
+    "aspects": lambda url: load(
+        "aspects",
+        reward={"use": "vlm_score", "options": {"url": url, "model": "bright", "frames": 4}},
+        groups={"text": ["alignment"], "look": ["physics", "style"]},
     ),
+    "per_frame": lambda folder: load("per_frame", image_reward={"use": "clip", "options": {"path": str(folder)}}),
     "lifted": lambda folder: lift(mean_brightness, differentiable=True),
     "weighted": lambda folder: weighted(
         {"clip": clip_reward(folder), "bright": lift(mean_brightness, differentiable=True)}, {"clip": 1, "bright": -0.5}

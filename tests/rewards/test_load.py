@@ -202,3 +202,70 @@ def test_a_failed_import_leaves_no_module_behind(tmp_path):
     with pytest.raises(RewardError):
         load(f"{path}:f")
     assert set(sys.modules) == before
+
+
+def part(use, **options):
+    return {"use": use, "options": options}
+
+
+def test_rewards_are_made_of_others_by_name(mine):
+    parts = {"two": part(f"{mine}:bright", gain=2.0), "one": f"{mine}:smooth"}
+    assert total(load("weighted", rewards=parts, weights={"two": 1, "one": 10})) == [6, 6]  # 2 / 2 + 10 / 2
+    assert total(load("weighted", rewards=parts)) == [0.75, 0.75]
+    assert load("weighted", rewards={"one": f"{mine}:smooth"}).differentiable
+    assert load("per_frame", image_reward=f"{mine}:smooth", frames=2).name == "smooth"
+    assert load("win_rate", judge=f"{mine}:smooth").scope == "group"
+    inner = part("weighted", rewards=parts)
+    found = total(load("aspects", reward=inner, groups={"a": {"two": 3, "one": 1}}))
+    assert found == pytest.approx([0.875, 0.875])  # (3 * 1 + 0.5) / 4
+
+
+def test_a_reward_may_be_given_as_a_part(mine):
+    assert total(
+        load("weighted", rewards={"one": load(f"{mine}:smooth"), "f": lambda videos, prompts: [1.5, 0.5]})
+    ) == [1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "message"),
+    [
+        ("weighted", {"rewards": {"a": part("clipp")}}, r"reward clipp: unknown name \(did you mean 'clip'"),
+        ("weighted", {"rewards": {"a": part("clip", pathh="x")}}, "reward clip: no option 'pathh'"),
+        ("weighted", {"rewards": {"a": 3}}, "reward weighted: rewards.a is 3, expected a name, or {use"),
+        ("weighted", {"rewards": {"a": {"use": "clip", "path": "x"}}}, "reward weighted: rewards.a is .*expected"),
+        ("weighted", {"rewards": {"a": {"options": {}}}}, "reward weighted: rewards.a is .*expected"),
+        ("weighted", {"rewards": {"a": {"use": "clip", "options": 3}}}, "reward weighted: rewards.a is .*expected"),
+        ("weighted", {"rewards": ["sprite_colour"]}, "reward weighted: rewards is .*expected names and values"),
+        ("weighted", {"rewards": {"a": "sprite_colour"}, "weights": [1]}, "weights is .1., expected names and values"),
+        ("weighted", {"rewards": {"a": "sprite_colour"}, "weights": {"b": 1}}, "must name the same"),
+        ("weighted", {"rewards": {"a": "sprite_colour"}, "weights": {"a": "big"}}, "must be finite numbers"),
+        ("weighted", {}, "reward weighted: cannot be called with its options: missing .*'rewards'"),
+        ("per_frame", {"image_reward": "sprite_colour", "select": "last"}, "reward .*: select is 'last'"),
+        ("per_frame", {"image_reward": None}, "reward per_frame: image_reward is None, expected a name"),
+        (
+            "aspects",
+            {"reward": "sprite_colour", "groups": {"a": {"x": -1}}},
+            "a is {'x': -1}, expected one number above 0",
+        ),
+        ("aspects", {"reward": "sprite_colour", "groups": ["a"]}, "groups is .'a'., expected aspects and values"),
+        ("win_rate", {"judge": part("nothing")}, "reward nothing: unknown name"),
+    ],
+)
+def test_a_mistake_in_a_part_is_one_line(use, options, message):
+    for refuses in (check, load):
+        with pytest.raises(RewardError, match=message) as error:
+            refuses(use, **options)
+        assert "\n" not in str(error.value)
+
+
+def test_check_asks_the_parts_and_builds_none(tmp_path):
+    (tmp_path / "costly.py").write_text(
+        "class Costly:\n"
+        "    def __init__(self):\n"
+        "        raise SystemError\n"
+        "    @staticmethod\n"
+        "    def check(**options):\n"
+        "        (__import__('pathlib').Path(__file__).parent / 'asked').touch()\n"
+    )
+    check("win_rate", judge=part("weighted", rewards={"a": f"{tmp_path}/costly.py:Costly"}))
+    assert (tmp_path / "asked").exists()
