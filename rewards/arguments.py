@@ -3,6 +3,7 @@
 clip:path=checkpoints/clip,frames=4      a known name and its options
 calm=my_reward.py:calm:limit=0.1         a callable of one's own, under the name calm
 remote:url=http://127.0.0.1:8000,name=clip
+mean=weighted:rewards={a: sprite_motion, b: {use: clip, options: {path: checkpoints/clip}}}
 """
 
 from __future__ import annotations

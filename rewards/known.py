@@ -1,4 +1,11 @@
-"""The rewards that are known by name, with what a user wants to know before choosing one (`python -m rewards.list`)."""
+"""The rewards that are known by name, with what a user wants to know before choosing one (`python -m rewards.list`).
+
+Published models that cannot be loaded here, and what there is in their place:
+    MJ-VIDEO         backbone only as code in its checkpoint; its head alone, from hidden states: rewards.mj_video; its
+                     mixture over the dims of another reward: aspects
+    AnimeReward      experts only in the code of several other projects; the mean of experts of your own: weighted
+    DeeptraceReward  how its model is asked and answers is not known here; a general model asked likewise: vlm_defects
+"""
 
 from __future__ import annotations
 
@@ -46,7 +53,7 @@ KNOWN = {
         "a reward of images, frames of the clip",
         "weighted sum over frames; dense holds each frame's",
         "the reward's",
-        "arithmetic by hand, on random frames and lengths",
+        "arithmetic by hand",
     ),
     "weighted": _made(
         "rewards.combine:weighted",

@@ -22,6 +22,14 @@ from rewards.arguments import parse_reward, parse_rewards
         ("clip:path=hf-hub:owner/name", ("clip", "clip", {"path": "hf-hub:owner/name"})),
         ("clip:path=a=b", ("clip", "clip", {"path": "a=b"})),
         ("x:w=[1,2],path=a,b,n=null", ("x", "x", {"w": [1, 2], "path": "a,b", "n": None})),
+        (
+            "m=weighted:rewards={a: x, b: {use: y, options: {n: 4}}},weights={a: 1, b: -2}",
+            (
+                "m",
+                "weighted",
+                {"rewards": {"a": "x", "b": {"use": "y", "options": {"n": 4}}}, "weights": {"a": 1, "b": -2}},
+            ),
+        ),
         ('x:a="4",b=true,c=,d={k: 1, l: 2}', ("x", "x", {"a": "4", "b": True, "c": None, "d": {"k": 1, "l": 2}})),
     ],
 )
