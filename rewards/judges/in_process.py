@@ -56,8 +56,8 @@ class InProcess:
 
     def _generate(self, messages: Sequence[Message], max_tokens: int, top_logprobs: int) -> Reply:
         inputs = self._inputs(messages)
-        # Gradients and autocast are per thread, and this is a thread of its own: a caller's do not reach here.
-        with self.lock, torch.inference_mode():
+        # Autocast is per thread, and this is a thread of its own: a caller's does not reach here.
+        with self.lock:
             inputs = inputs.to(self.device, dtype=self.model.dtype)  # only what is floating takes the dtype
             drawn = self.model.generate(
                 **inputs,

@@ -57,12 +57,12 @@ def render(template: str, texts: Mapping[str, str], frames: Mapping[str, Sequenc
     if not any(f"{{{place}}}" in template for place in frames):
         template = "".join(f"{{{place}}}" for place in frames) + template
     parts: list[str | Frame] = []
-    for piece in re.split(r"(\{\w+\})", template):
-        place = piece[1:-1]
+    for index, piece in enumerate(re.split(r"(\{\w+\})", template)):
+        place = piece[1:-1] if index % 2 else ""  # texts and what is in braces take turns
         if place in frames:
             parts.extend(frames[place])
         elif piece:
-            text = texts.get(place, piece) if piece.startswith("{") else piece
+            text = texts.get(place, piece)
             if parts and isinstance(parts[-1], str):
                 parts[-1] += text
             else:

@@ -67,6 +67,7 @@ def test_a_failed_call_is_not_kept(tmp_path, fault):
     with ScriptedServer(in_turn(fault, says("Final Score: 4"))) as server:
         reward = judge(server, tmp_path)
         assert reward([CLIP]).valid.tolist() == [False]
+        assert list(tmp_path.rglob("*.json")) == []
         assert reward([CLIP]).total.tolist() == [0.75]
 
 

@@ -95,6 +95,14 @@ def test_what_does_not_pass_is_masked_after_the_retries(fault, caplog):
     assert caplog.text.count("such clips are masked") == 1
 
 
+def test_pauses_between_attempts_double(monkeypatch):
+    pauses, sleep = [], asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: pauses.append(seconds) or sleep(0))
+    with ScriptedServer(in_turn(sends(500, b"oops"))) as server:
+        judge(server, retries=4, backoff=0.25)([CLIP])
+    assert pauses == [0.25, 0.5, 1.0, 2.0]
+
+
 NOT_RETRIED = {
     "400": sends(400, {"error": {"message": "maximum context length"}}),
     "422": sends(422, b"Unexpected fields"),
@@ -107,7 +115,7 @@ NOT_RETRIED = {
     "text is a list": sends(200, {"choices": [{"message": {"content": ["Final Score: 4"]}, "finish_reason": "stop"}]}),
     "deep": sends(200, b'{"choices": ' + b"[" * 200_000),
     "zipped": sends(200, b"\x1f\x8b\x08\x00rubbish", **{"Content-Encoding": "gzip"}),
-    "huge": sends(200, b" " * (9 * 2**20)),
+    "huge": says("Final Score: 4" + " " * (9 * 2**20)),
     "nonsense": says("I like it!"),
     "cut off": says("Final Score: 4", finish="length"),
 }

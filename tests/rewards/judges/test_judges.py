@@ -9,6 +9,7 @@ from PIL import Image
 
 from rewards import Clip, RewardError, check, load
 from rewards.judges.chat import Frame
+from rewards.judges.templates import render
 from tests.rewards.judges.judge_servers import ScriptedServer, content_of, in_turn, says
 
 
@@ -56,6 +57,12 @@ def test_a_template_of_ones_own(tmp_path):
     assert {name: round(value.item(), 4) for name, value in found.dims.items()} == {"look": 0.3, "sound": 0.9}
 
 
+def test_only_what_stands_in_braces_is_a_place():
+    assert render('"prompt" {prompt}{none} {{prompt}}', {"prompt": "{video}"}, {"video": []}) == (
+        '"prompt" {video}{none} {{video}}',
+    )
+
+
 def test_soft_scores_over_an_endpoint():
     sure, unsure = {"5": math.log(0.9)}, {"4": math.log(0.4), "5": math.log(0.4 - 1e-9)}
     lines = [("visual quality: ", {}), ("5", sure), ("\ntext-to-video alignment: ", {}), ("4", unsure)]
@@ -86,6 +93,14 @@ def test_a_reference_is_seen_first(tmp_path):
         assert judge("vlm_yes", server, reference=True)([by_name]).total.tolist() == pytest.approx([0.2])
         from_clips = judge("vlm_yes", server, reference=True)(own)
     assert from_clips.valid.tolist() == [False, False, True]  # a clip without one is not guessed
+
+
+def test_a_template_without_places_gets_the_reference_before_the_clip(tmp_path):
+    (tmp_path / "bare.txt").write_text("{prompt}?")
+    with ScriptedServer(likes_brighter) as server:
+        reward = judge("vlm_yes", server, reference=True, template=str(tmp_path / "bare.txt"))
+        assert reward([grey(0.9, meta={"reference": torch.zeros(1, 3, 8, 8)})]).total.tolist() == pytest.approx([0.8])
+        assert [isinstance(part, str) for part in content_of(server.requests[0])] == [False] * 5 + [True]
 
 
 def test_a_reference_of_another_form_is_named(tmp_path):
@@ -187,7 +202,7 @@ def test_a_judge_may_ask_for_frames():
     )
     tool = '<think>t</think><tool_call>{"name": "select_frames", "arguments": {"target_frames": %s}}</tool_call>'
     verdict = "<answer>TA=1, VQ=0, MQ=2, OA=1</answer>"
-    with ScriptedServer(in_turn(says(tool % "[2, 13]"), says(tool % "[24]"), says(verdict))) as server:
+    with ScriptedServer(in_turn(says(tool % "[12, 13]"), says(tool % "[24]"), says(verdict))) as server:
         reward = judge("vlm_pairwise", server, style="select", swap=False, frames=12, first_frames=4)
         found = reward([first, second])
         requests = server.requests
@@ -204,9 +219,9 @@ def test_a_judge_may_ask_for_frames():
     assert "Video 1, frames 3, 6, 9, 12:" in text
     assert "Video 2, frames 15, 18, 21, 24:" in text
     assert [message["role"] for message in requests[2]["messages"]] == ["user", "assistant"] * 2 + ["user"]
-    assert levels_of(requests[1]["messages"][2]) == [2, 13]
-    assert content_of(requests[1])[0::2] == ["Frame 2 (Video 1):", "Frame 13 (Video 2):"]
-    assert requests[1]["messages"][1]["content"] == tool % "[2, 13]"
+    assert levels_of(requests[1]["messages"][2]) == [12, 13]
+    assert content_of(requests[1])[0::2] == ["Frame 12 (Video 1):", "Frame 13 (Video 2):"]
+    assert requests[1]["messages"][1]["content"] == tool % "[12, 13]"
 
 
 def test_a_judge_that_never_decides_is_stopped():
