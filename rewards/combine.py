@@ -23,7 +23,9 @@ class Weighted(Reward):
         self.differentiable = all(reward.differentiable for reward in counted)
 
     def indices(self, length: int, fps: float) -> list[int]:
-        return sorted({index for reward in self.rewards.values() for index in reward.indices(length, fps)})
+        # Of the frames of all parts together, a part would pick others than of the whole clip.
+        looks = {tuple(reward.indices(length, fps)) for reward in self.rewards.values()}
+        return list(looks.pop()) if len(looks) == 1 else list(range(length))
 
     def score(self, clips: Sequence[Clip]) -> Scores:
         device = clips[0].video.device

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rewards import Clip, RewardError, Scores, weighted
+from rewards import Clip, Reward, RewardError, Scores, weighted
 
 
 class Part:
@@ -106,3 +106,28 @@ def test_nests():
 def test_names_and_weights_must_fit(names, weights, message):
     with pytest.raises(RewardError, match=message):
         weighted({name: Part([0.0]) for name in names}, weights)
+
+
+class Spaced(Reward):
+    """Mean pixel of evenly spaced frames."""
+
+    name = "spaced"
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def indices(self, length, fps):
+        return torch.linspace(0, length - 1, min(self.frames, length)).round().long().tolist()
+
+    def score(self, clips):
+        return Scores(torch.stack([clip.video[self.indices(len(clip.video), clip.fps)].mean() for clip in clips]))
+
+
+@pytest.mark.parametrize(("frames", "kept"), [((3, 3), 3), ((3, 4), 6)])
+def test_only_frames_that_no_part_looks_at_are_left_out(frames, kept):
+    parts = {"a": Spaced(frames[0]), "b": Spaced(frames[1])}
+    reward = weighted(parts, {"a": 1.0, "b": 1.0})
+    clip = clips(torch.arange(6.0).div(10).view(1, 6, 1, 1, 1).expand(1, 6, 3, 4, 4))[0]
+    seen = reward.indices(6, clip.fps)
+    assert len(seen) == kept  # 0 2 5 and 0 2 3 5: of these four, three would be 0 3 5
+    assert reward([clip.frames(seen)]).total.item() == pytest.approx(reward([clip]).total.item())
