@@ -58,8 +58,8 @@ def test_a_template_of_ones_own(tmp_path):
 
 
 def test_only_what_stands_in_braces_is_a_place():
-    assert render('"prompt" {prompt}{none} {{prompt}}', {"prompt": "{video}"}, {"video": []}) == (
-        '"prompt" {video}{none} {{video}}',
+    assert render('"prompt"{prompt}{none} {{prompt}}', {"prompt": "{video}"}, {"video": []}) == (
+        '"prompt"{video}{none} {{video}}',
     )
 
 
