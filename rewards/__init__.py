@@ -17,6 +17,7 @@ from rewards.loading import check, load
 from rewards.mixture import aspects
 from rewards.remote import remote
 from rewards.statistics import image_statistics
+from rewards.video_files import clip_from_file, read_video
 
 __all__ = [
     "KNOWN",
@@ -27,10 +28,12 @@ __all__ = [
     "answers",
     "aspects",
     "check",
+    "clip_from_file",
     "image_statistics",
     "lift",
     "load",
     "per_frame",
+    "read_video",
     "remote",
     "weighted",
     "win_rate",

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    about, examples = __doc__.split("\n\n", 1)
+    _, examples = __doc__.split("\n\n", 1)
     parser = argparse.ArgumentParser(
         prog="python -m rewards.score",
         description="Score videos with one reward or several.",
@@ -50,8 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _positive(kind: type):
-    def number(text: str):
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A reader of finite numbers above 0, for argparse."""
+
+    def number(text: str) -> float:
         value = kind(text)
         if not 0 < value < float("inf"):
             raise ValueError

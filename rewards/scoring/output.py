@@ -10,10 +10,10 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rewards.arguments import RewardArgument
 from rewards.contract import RewardError
@@ -49,13 +49,10 @@ def journal_of(out: Path) -> Path:
 
 
 def fingerprint(rewards: Mapping[str, RewardArgument], dense: bool) -> str:
-    """Of the rewards as they were asked for, and of the text of a user's own .py file, not of weights."""
-    parts: list[Any] = [dense]
-    for argument in rewards.values():
-        file = Path(argument.use.rpartition(":")[0])
-        source = _hash(file.read_bytes()) if file.suffix == ".py" and file.is_file() else None
-        parts.append([*argument, source])
-    return _hash(json.dumps(parts, sort_keys=True, default=str).encode())
+    """Of the rewards as they were asked for, and of the text of a user's own .py files, not of weights."""
+    asked = json.dumps([dense, *rewards.values()], sort_keys=True, default=str)
+    files = [Path(name) for name in re.findall(r'"([^"]+\.py):\w+"', asked)]  # also within options, as a part
+    return _hash("".join([asked, *(_hash(file.read_bytes()) for file in files if file.is_file())]).encode())
 
 
 def key_of(video: Video) -> str:

@@ -82,6 +82,16 @@ def test_an_output_belongs_to_its_rewards_and_videos(place, capsys):
         assert Path("scores.jsonl").read_text() == notes
 
 
+def test_a_part_of_ones_own_is_known_by_its_text(place, capsys):
+    judged = ("--reward", "win=win_rate:judge={use: my.py:Logged}", "--videos", "clips", "--prompts", "gray")
+    run(*judged, "--out", "scores.jsonl")
+    assert [row["win"] for row in rows().values()] == [0, 0.5, 1]  # the brighter one wins
+    Path("my.py").write_text(REWARDS.replace("clip.video[0].mean()", "-clip.video[0].mean()"))
+    assert "holds scores of other rewards" in refused(capsys, *judged, "--out", "scores.jsonl")[0]
+    run(*judged, "--out", "others.jsonl")
+    assert [row["win"] for row in rows("others.jsonl").values()] == [1, 0.5, 0]
+
+
 def test_csv(place):
     table("prompts.txt", "one, two", 'said "odd"', "zwoelf")
     arguments = (

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,37 @@ def test_the_readme_runs(place, clip_folder, capsys):
     assert Path("scores.csv").read_text().count("clips/clip_") == 2
     script = next(block for _, block in blocks if block.startswith("import rewards"))
     script = script.replace("examples/tiny_world/clip", "my_clip")
+    shutil.copy("clips/clip_1.mp4", "a.mp4")
     names = {"videos": torch.rand(2, 3, 3, 32, 32), "prompts": ["a", "b"]}
     exec(script, names)
-    assert names["scores"].total.shape == (2,)
+    assert names["scores"].valid.tolist() == [True]
+
+
+def test_a_rate_for_files_that_have_none_of_their_own(place):
+    run(*LOGGED, "--fps", 2)
+    assert {(row["fps"], row["logged/seconds"]) for row in rows().values()} == {(2.0, 3.0)}
+
+
+@pytest.mark.parametrize("option", ["--fps", "--batch", "--max-pixels"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "many"])
+def test_numbers_that_cannot_be(place, capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        main([*LOGGED, option, value])
+    assert ended.value.code == 2
+    assert f"argument {option}: invalid positive" in capsys.readouterr().err
+
+
+def test_images_are_scored_as_well(place):
+    iio.imwrite("clips/still.png", np.full((32, 48, 3), 255, np.uint8))
+    run(*LOGGED)
+    assert (rows()["still.png"]["frames"], rows()["still.png"]["logged"]) == (1, 1.0)
+
+
+def test_a_terminal_sees_a_bar_and_what_failed(place, capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    Path("clips/clip_2.mp4").write_text("not a video")
+    run(*LOGGED, code=1)
+    text = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", capsys.readouterr().out)
+    assert "3/3" in text
+    assert "[2/3] clip_2.mp4  clips/clip_2.mp4: not a video" in text
+    assert "[1/3]" not in text
