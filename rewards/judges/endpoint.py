@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
 import httpx
 
@@ -67,7 +66,7 @@ class Endpoint:
         self.fixed = {**dict(extra or {}), "model": model, "temperature": temperature, "seed": seed}
         self.settings = {"backend": "endpoint", "image_format": image_format, **self.fixed}
         self.tls = httpx.create_ssl_context() if url.startswith("https") else False
-        self.limits: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self.limits: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
     @staticmethod
     def check(
@@ -134,7 +133,10 @@ class Endpoint:
             raise failure
 
     def _limit(self) -> asyncio.Semaphore:
-        # A semaphore belongs to one event loop, and every call of a reward runs in a loop of its own.
+        # A semaphore belongs to one event loop (and holds it), and every call of a reward runs in a loop of its own.
+        for loop in list(self.limits):
+            if loop.is_closed():
+                self.limits.pop(loop, None)
         return self.limits.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.concurrency))
 
     def _body(self, messages: Sequence[Message], max_tokens: int, top_logprobs: int) -> bytes:

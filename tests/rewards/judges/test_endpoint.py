@@ -1,8 +1,10 @@
 """An endpoint that answers well, badly, late, or not at all; every server here is a real one on this machine."""
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -95,9 +97,15 @@ def test_what_does_not_pass_is_masked_after_the_retries(fault, caplog):
     assert caplog.text.count("such clips are masked") == 1
 
 
-def test_pauses_between_attempts_double(monkeypatch):
-    pauses, sleep = [], asyncio.sleep
-    monkeypatch.setattr(asyncio, "sleep", lambda seconds: pauses.append(seconds) or sleep(0))
+@pytest.fixture
+def pauses(monkeypatch):
+    """The seconds of all pauses, which take none."""
+    seconds, sleep = [], asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda pause: seconds.append(pause) or sleep(0))
+    return seconds
+
+
+def test_pauses_between_attempts_double(pauses):
     with ScriptedServer(in_turn(sends(500, b"oops"))) as server:
         judge(server, retries=4, backoff=0.25)([CLIP])
     assert pauses == [0.25, 0.5, 1.0, 2.0]
@@ -143,12 +151,12 @@ def test_a_wrong_configuration_is_an_error_in_one_line(status):
 
 
 @pytest.mark.parametrize("fault", [hangs, trickles])
-def test_a_request_ends_at_its_time_limit(fault, caplog):
+def test_a_request_ends_at_its_time_limit_and_is_tried_again(fault, caplog, pauses):
     with ScriptedServer(in_turn(fault)) as server:
         found = judge(server, timeout=0.2, retries=1)([CLIP])
-        assert len(server.requests) == 2
     assert found.valid.tolist() == [False]
     assert "timed out: http://127.0.0.1" in caplog.text
+    assert len(pauses) == 1
 
 
 def test_a_server_that_is_not_there_is_masked_and_said_once(caplog):
@@ -230,6 +238,17 @@ def test_no_more_than_so_many_requests_at_once():
 
 async def notebook(reward):
     return reward([CLIP] * 4)
+
+
+def test_event_loops_of_earlier_calls_are_let_go():
+    loops = []
+    with ScriptedServer(in_turn(GOOD)) as server:
+        reward = judge(server, concurrency=1)
+        for _ in range(3):
+            assert reward([CLIP] * 2).valid.all()
+            loops += [weakref.ref(loop) for loop in reward.chat.backend.limits]
+    gc.collect()
+    assert [loop() is None for loop in loops] == [True, True, False]
 
 
 def test_a_server_without_log_probabilities_is_named():
