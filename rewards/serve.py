@@ -29,7 +29,7 @@ MAX_CONNECTIONS = 256
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     try:
         token = _token(options.host, options.token_env)
         with _bound(options.host, options.port) as listener:
@@ -94,7 +94,6 @@ def serve(
     if left:
         print(f"error: stopped while scoring: {', '.join(left)}", file=sys.stderr, flush=True)
         os._exit(1)  # a thread inside a reward's native code could crash an interpreter that takes itself down
-    print("stopped", flush=True)
     return 0
 
 

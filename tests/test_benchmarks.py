@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks import serve_throughput
 from benchmarks.filmstrip import filmstrip
 from benchmarks.seeds import markdown, run_seed
+from benchmarks.serve_throughput import Load
 from benchmarks.throughput import PHASES, measure, table
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +43,15 @@ def test_seeds_and_film_strip(tmp_path: Path) -> None:
     picture = filmstrip(tmp_path / "0", rows=2, frames=3)
     assert isinstance(picture, Image.Image)
     assert len(picture.getcolors(2**20)) > 10
+
+
+def test_serving_is_measured_beside_the_reward_in_process() -> None:
+    load = Load(calls=2, clips=2, frames=4, size=32)
+    result = serve_throughput.measure("sprite_colour", load, [], numbers=[2])
+    assert list(result["clips_per_second"]) == ["in process", "2 clients"]
+    assert all(rate > 0 for rate in result["clips_per_second"].values())
+    assert 1 <= result["questions_per_call"]["2 clients"] <= 2
+    assert "2 clients" in serve_throughput.table(result)
 
 
 def test_bad_input_is_one_line() -> None:

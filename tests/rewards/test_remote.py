@@ -6,7 +6,7 @@ import httpx
 import pytest
 import torch
 
-from rewards import Clip, RewardError, answers, load, remote
+from rewards import Clip, RewardError, answers, check, load, remote
 from rewards.remote import RemoteReward, portions
 from rewards.wire import quantised
 from tests.rewards import served_rewards
@@ -273,6 +273,12 @@ def test_wrong_options_are_named_without_a_server(options, message):
     with pytest.raises(RewardError, match=message) as error:
         RemoteReward.check(**{"url": "http://127.0.0.1:9", "name": "clip", **options})
     assert "\n" not in str(error.value)
+
+
+def test_a_check_asks_no_server():
+    check("remote", url="http://127.0.0.1:9", name="clip", timeout=10)
+    with pytest.raises(RewardError, match="no option 'time_out' .did you mean 'timeout'"):
+        check("remote", url="http://127.0.0.1:9", name="clip", time_out=10)
 
 
 def test_a_meta_that_is_no_json_is_named(ask):
