@@ -36,7 +36,7 @@ class Endpoint:
         timeout: seconds for one request, from connecting to its last byte.
         retries: further attempts of a request.
         backoff: seconds before the first of them, doubled before each next one.
-        image_format: "png" (lossless) or "jpeg" (quality 95, about a tenth of the bytes).
+        image_format: "png" (lossless) or "jpeg" (quality 95: a fraction of the bytes and of the time).
         extra: further fields of the request, e.g. {"chat_template_kwargs": {"enable_thinking": False}}.
     """
 
