@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from rewards.scoring.command import BadInput, Stopped, score
+
 
 def main(arguments: list[str] | None = None) -> int:
     _, examples = __doc__.split("\n\n", 1)
@@ -26,9 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--reward", action="append", required=True, metavar="[NAME=]USE[:key=value,...]", help="may be given repeatedly"
-    )
+    add("--reward", action="append", required=True, metavar="[NAME=]USE[:key=value,...]", help="one or several times")
     add("--videos", required=True, help="a video or image, a folder, or a .csv or .jsonl table (path, prompt[, fps])")
     add("--prompts", help="one prompt, a .txt with a line a video, or a table (path, prompt)")
     add("--prompts-from-names", action="store_true", help="a video without a prompt is described by its file's name")
@@ -38,8 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
     add("--max-pixels", type=_positive(int), help="the most that all frames of a video may have together (2**29)")
     add("--dense", action="store_true", help="scores of frames or segments, too (.jsonl only)")
     options = parser.parse_args(arguments)
-    from rewards.scoring.command import BadInput, Stopped, score  # torch and all that, which --help can do without
-
     try:
         return score(options)
     except BadInput as error:
