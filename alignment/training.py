@@ -174,6 +174,7 @@ class Run:
         combined = self.scorer.combined(totals)
         valid = combined[~combined.isnan()]
         invalid = len(combined) - len(valid)
+        masked = {name: int(total.isnan().sum()) for name, total in totals.items()}  # held-out rewards, too
         self.num_samples = len(rows)
         self.log(
             {
@@ -181,10 +182,11 @@ class Run:
                 "reward/mean": float(valid.mean()),
                 "reward/std": float(valid.std(correction=0)) if len(valid) else float("nan"),
                 "reward/invalid": invalid,
+                **{f"reward/{name}/invalid": count for name, count in masked.items() if count},
             }
         )
         if invalid > self.recipe.max_invalid * len(combined):
-            worst = max(totals, key=lambda name: int(totals[name].isnan().sum()))
+            worst = max(masked, key=masked.__getitem__)
             raise TrainingStopped(
                 f"reward {worst} gave no finite number for {invalid} of {len(combined)} samples "
                 f"(max_invalid is {self.recipe.max_invalid}); mend the reward, then --resume"

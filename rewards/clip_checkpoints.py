@@ -9,6 +9,7 @@ import json
 import logging
 import pickle
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -36,6 +37,7 @@ class OpenClipSource(NamedTuple):
     where: str  # for messages
     pretrained: str | None = None
     config: Mapping[str, Any] | None = None  # open_clip_config.json as an object
+    tokenizer: Path | None = None  # folder with the tokenizer's files, where `config` names none that open_clip has
     weights: Path | None = None  # a file that must hold exactly the model's tensors
     preprocess: Mapping[str, Any] | None = None  # None: open_clip knows it
     quick_gelu: bool = False
@@ -70,6 +72,8 @@ class OpenClipSource(NamedTuple):
         model = self.model
         if model is None:  # open_clip reads an architecture that it does not know from a folder only
             (folder / "open_clip_config.json").write_text(json.dumps(self.config))
+            for file in self.tokenizer.glob("tokenizer*.json") if self.tokenizer else ():
+                shutil.copy(file, folder)
             model = f"local-dir:{folder}"
         built = open_clip.create_model(
             model,
@@ -162,13 +166,18 @@ def _find_folder(name: str, folder: Path) -> Source:
 
 
 def find_by_config(name: str, config: Path, weights: Path) -> Source:
-    """An architecture from a file, as in open_clip/model_configs or as open_clip_config.json, and a weights file."""
+    """An architecture from a file, as in open_clip/model_configs or as open_clip_config.json, and a weights file.
+
+    A tokenizer of Hugging Face lies beside the architecture.
+    """
     content = read_json(name, config)
     content = content if "model_cfg" in content else {"model_cfg": content}
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(content["model_cfg"])
     if missing:
         raise RewardError(f"reward {name}: {config} lacks {', '.join(sorted(missing))} of an open_clip architecture")
-    return OpenClipSource(None, f"{config} with {weights}", config=content, weights=check_file(name, weights))
+    own = config.parent if "hf_tokenizer_name" in content["model_cfg"]["text_cfg"] else None
+    where = f"{config} with {weights}"
+    return OpenClipSource(None, where, config=content, tokenizer=own, weights=check_file(name, weights))
 
 
 def find_built_in(name: str, model: str, pretrained: str | None, path: str | None) -> Source:

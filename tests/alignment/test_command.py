@@ -186,6 +186,8 @@ class TestRewardThatFails:
         assert (outcome.code, outcome.err) == (0, "")
         first, second = rows(outcome)
         assert (first["reward/invalid"], second["reward/invalid"]) == (1, 0)
+        assert first["reward/bright/invalid"] == 1
+        assert "reward/bright/invalid" not in second
         assert np.isfinite([first["reward/mean"], first["reward/std"], first["loss"], first["grad_norm"]]).all()
         assert all(t.isfinite().all() for t in newest(outcome).trained.values())
 

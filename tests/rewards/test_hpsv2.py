@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,3 +252,23 @@ def test_a_half_copied_file_is_named(hpsv2_files, tmp_path):
     half.write_bytes(half.read_bytes()[:5000])
     with pytest.raises(RewardError, match=r"half\.pt cannot be read"):
         load("hpsv2", path=str(half), model=str(hpsv2_files[1]))
+
+
+def test_a_tokenizer_of_hugging_face_lies_beside_the_architecture():
+    """The tiny world's CLIP has one: its words, not bytes. 32 x 32 frames need no letterbox."""
+    import open_clip
+
+    folder = Path(__file__).parents[2] / "examples" / "tiny_world" / "clip"
+    weights, config = folder / "open_clip_model.safetensors", folder / "open_clip_config.json"
+    videos, prompts = bytes_video(2, 2, 3, SIZE, SIZE), ["a red circle", "a blue square moving left"]
+    found = load("hpsv2", path=str(weights), model=str(config))(videos, prompts)
+    model, tokenizer = (
+        open_clip.create_model(f"local-dir:{folder}").eval(),
+        open_clip.get_tokenizer(f"local-dir:{folder}"),
+    )
+    with torch.no_grad():
+        text = model.encode_text(tokenizer(prompts), normalize=True)
+        images = (videos - torch.tensor(MEAN).float()) / torch.tensor(STD).float()
+        expected = torch.stack([model.encode_image(i, normalize=True) @ t for i, t in zip(images, text, strict=True)])
+    assert expected.std() > 0.02
+    torch.testing.assert_close(found.dense, expected, atol=1e-5, rtol=0)
