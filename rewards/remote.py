@@ -176,8 +176,8 @@ def remote(url: str, name: str, **options: Any) -> Reward:
         scope: the reward's scope; None asks the server, which has to run by then.
         token_env: environment variable that holds the server's token.
         timeout: seconds for one answer, its wait in the server's queue included.
-        patience: seconds in which a request is repeated after a lost connection, a time-out or a busy server (502, 503,
-            504), with growing pauses and no less than the server asks for; also how long a call waits in all while
+        patience: seconds in which a request is repeated after a lost connection, a time-out or a busy server (408, 502,
+            503, 504), with growing pauses and no less than the server asks for; also how long a call waits in all while
             nothing is answered.
         request_mb: bytes of frames in one request, at most, unless one clip or group has more.
         concurrency: requests at once.

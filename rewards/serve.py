@@ -6,6 +6,8 @@ A client is `rewards.remote(url, name)`; in a recipe `{use: remote, options: {ur
 
 Anyone who reaches the port may have clips scored, so the server is reached from this machine alone; any other --host
 needs a token (--token-env). What goes over the network is not encrypted: put a TLS proxy before it where that matters.
+A reward that opens a file named in a clip's meta opens the server's.
+
 SIGTERM and SIGINT let it answer what was asked already, for at most 30 seconds.
 """
 

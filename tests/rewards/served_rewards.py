@@ -1,6 +1,7 @@
 """Rewards that show how a server calls them."""
 
 import time
+from pathlib import Path
 
 import torch
 
@@ -8,14 +9,19 @@ from rewards import Reward, RewardError, Scores
 
 
 class Shows(Reward):
-    """Mean brightness; dims show the call's number, how many clips it had, and what each clip was."""
+    """Mean brightness; dims show the call's number, how many clips it had, and what each clip was.
 
-    def __init__(self, seconds: float = 0.0, scope: str = "clip", name: str = "shows"):
-        self.name, self.scope, self.seconds, self.calls = name, scope, seconds, 0
+    A call takes some seconds, and does not end before there is a file `gate`.
+    """
+
+    def __init__(self, seconds: float = 0.0, scope: str = "clip", name: str = "shows", gate: str | None = None):
+        self.name, self.scope, self.seconds, self.gate, self.calls = name, scope, seconds, gate, 0
 
     def score(self, clips):
         self.calls += 1
         time.sleep(self.seconds)
+        while self.gate and not Path(self.gate).exists():
+            time.sleep(0.01)
         total = torch.stack([clip.video.mean() for clip in clips])
         groups = [clip.group for clip in clips]
         if self.scope == "group":  # seen from its group alone

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+
+import httpx
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
@@ -59,3 +62,15 @@ def serving(*arguments, port=0, env=None):
         timer.cancel()
         process.kill()
         process.wait()
+
+
+def health(url, name):
+    """What the server says of a reward."""
+    return httpx.get(f"{url}/health", timeout=30).json()["rewards"][name]
+
+
+def wait_until(claim, seconds=60):
+    end = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < end, f"waited {seconds} seconds in vain"
+        time.sleep(0.01)

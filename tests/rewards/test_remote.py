@@ -1,6 +1,6 @@
 """A served reward against the same one in process, on a real server."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -10,7 +10,7 @@ from rewards import Clip, RewardError, answers, check, load, remote
 from rewards.remote import RemoteReward, portions
 from rewards.wire import quantised
 from tests.rewards import served_rewards
-from tests.rewards.servers import serving
+from tests.rewards.servers import health, serving, wait_until
 
 FILE = served_rewards.__file__
 LOCAL = {"calm": lambda: load(f"{FILE}:calm", scale=2.0), "few": lambda: load(f"{FILE}:Few", name="few")}
@@ -18,15 +18,23 @@ SPRITES = ("sprite_motion", "sprite_colour", "sprite_match")
 
 
 @pytest.fixture(scope="module")
-def server():
+def gate(tmp_path_factory):
+    """The calls of some rewards end while this file exists."""
+    path = tmp_path_factory.mktemp("gate") / "open"
+    path.touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(gate):
     rewards = [
         *SPRITES,
         f"calm={FILE}:calm:scale=2.0",
         f"few={FILE}:Few",
         f"shows={FILE}:Shows",
-        f"slow={FILE}:Shows:seconds=0.3,name=slow",
-        f"groups={FILE}:Shows:seconds=0.3,scope=group",
-        f"batch={FILE}:Shows:seconds=0.2,scope=batch",
+        f"gated={FILE}:Shows:gate={gate}",
+        f"groups={FILE}:Shows:scope=group,gate={gate}",
+        f"batch={FILE}:Shows:scope=batch,gate={gate}",
         f"picky={FILE}:Picky",
     ]
     with serving(*(word for use in rewards for word in ("--reward", use)), "--wait-ms", "50") as server:
@@ -109,58 +117,59 @@ def test_scope_is_the_servers_unless_it_is_given(ask, server):
     assert not ask("shows").differentiable
 
 
-def side_by_side(num, call):
-    """What `call(i)` returns in `num` threads at once."""
-    found, start = [None] * num, threading.Barrier(num)
+@pytest.fixture
+def side_by_side(ask, server, gate):
+    """What `call(client, i)` returns for `num` clients of a reward, all of whose questions wait at the same time."""
 
-    def one(index):
-        start.wait(10)
-        found[index] = call(index)
+    def run(num, name, call):
+        gate.unlink()
+        with ThreadPoolExecutor(num + 1) as pool:
+            try:
+                ahead = pool.submit(ask(name), noise(1, 2, 4, 4), ["ahead"])  # of a shape that joins no other question
+                wait_until(lambda: health(server.url, name)["busy_seconds"] is not None)
+                waiting = [pool.submit(call, ask(name), index) for index in range(num)]
+                wait_until(lambda: health(server.url, name)["waiting"] == num)
+            finally:
+                gate.touch()
+            assert ahead.result(30).valid.all()
+            return [answer.result(30) for answer in waiting]
 
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(num)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return found
+    return run
 
 
-def test_questions_of_several_clients_share_calls(ask):
-    clients = [ask("slow") for _ in range(6)]
+def test_questions_of_several_clients_share_calls(side_by_side):
     videos = [noise(2, 2, 8, 8, seed=index) for index in range(6)]
-    found = side_by_side(6, lambda index: clients[index](videos[index], ["a", "b"]))
+    found = side_by_side(6, "gated", lambda client, index: client(videos[index], ["a", "b"]))
     for scores, video in zip(found, videos, strict=True):
         torch.testing.assert_close(scores.total, levels(video).mean((1, 2, 3, 4)), atol=1e-6, rtol=0)
-    calls = {scores.dims["call"][0].item() for scores in found}
-    assert len(calls) < 6
-    assert max(scores.dims["clips"][0].item() for scores in found) >= 4
+        assert scores.dims["clips"].tolist() == [12, 12]
+    assert len({scores.dims["call"][0].item() for scores in found}) == 1
 
 
-def test_a_call_has_no_more_clips_than_asked_for(ask):
-    clients = [ask("slow") for _ in range(6)]
-    found = side_by_side(6, lambda index: clients[index](noise(6, 2, 8, 8), ["x"] * 6))
-    assert max(scores.dims["clips"].max().item() for scores in found) in (6, 12)  # 16 at most, and none divided
+def test_a_call_has_no_more_clips_than_asked_for(side_by_side):
+    found = side_by_side(6, "gated", lambda client, _: client(noise(6, 2, 8, 8), ["x"] * 6))
+    assert [scores.dims["clips"].tolist() for scores in found] == [[12] * 6] * 6  # 16 at most, and no question divided
 
 
-def test_clips_of_other_sizes_are_another_call(ask):
-    clients = [ask("slow") for _ in range(4)]
-    found = side_by_side(4, lambda index: clients[index](noise(1, 2, 8, 8 + index % 2), ["x"]))
-    assert all(scores.dims["clips"].item() <= 2 for scores in found)
-    assert found[0].dims["call"] != found[1].dims["call"]
+def test_clips_of_other_sizes_are_another_call(side_by_side):
+    found = side_by_side(4, "gated", lambda client, index: client(noise(1, 2, 8, 8 + index % 2), ["x"]))
+    calls = [scores.dims["call"].item() for scores in found]
+    assert calls[0] == calls[2] != calls[1] == calls[3]
 
 
-def test_groups_of_different_questions_do_not_mix(ask):
+def test_groups_of_different_questions_do_not_mix(side_by_side):
     """All clients use the same group numbers; each clip must see the clips of its own client alone."""
-    clients, videos = [ask("groups") for _ in range(4)], [noise(4, 2, 8, 8, seed=index) for index in range(4)]
-    found = side_by_side(
-        4, lambda i: clients[i]([Clip(v, "", group=g) for v, g in zip(videos[i], [7, 3, 7, 7], strict=True)])
-    )
-    for scores, video in zip(found, videos, strict=True):
+    videos, groups = [noise(4, 2, 8, 8, seed=index) for index in range(4)], [7, 3, 7, 7]
+
+    def call(client, index):
+        return client([Clip(video, "", group=group) for video, group in zip(videos[index], groups, strict=True)])
+
+    for scores, video in zip(side_by_side(4, "groups", call), videos, strict=True):
         assert scores.dims["members"].tolist() == [3, 1, 3, 3]
         mean = levels(video).mean((1, 2, 3, 4))
         expected = mean - torch.where(torch.tensor([True, False, True, True]), mean[[0, 2, 3]].mean(), mean[1])
         torch.testing.assert_close(scores.total, expected, atol=1e-6, rtol=0)
-    assert max(scores.dims["clips"][0].item() for scores in found) > 4  # they did share calls
+        assert scores.dims["clips"].tolist() == [16] * 4  # they did share a call
 
 
 def test_a_group_is_never_divided(ask):
@@ -170,17 +179,21 @@ def test_a_group_is_never_divided(ask):
     assert found.dims["members"].tolist() == [groups.count(group) for group in groups]
 
 
-def test_a_reward_of_scope_batch_sees_a_question_a_call(ask):
-    clients = [ask("batch", request_mb=0.0001) for _ in range(3)]
-    found = side_by_side(3, lambda index: clients[index](noise(4, 2, 8, 8), ["x"] * 4))
+def test_a_reward_of_scope_batch_sees_a_question_a_call(side_by_side):
+    found = side_by_side(3, "batch", lambda client, _: client(noise(4, 2, 8, 8), ["x"] * 4))
     assert [scores.dims["clips"].tolist() for scores in found] == [[4] * 4] * 3
     assert len({scores.dims["call"][0].item() for scores in found}) == 3
+
+
+def test_a_reward_of_scope_batch_is_asked_about_all_clips_at_once(ask):
+    assert ask("batch", request_mb=0.0001)(noise(4, 2, 8, 8), ["x"] * 4).dims["clips"].tolist() == [4] * 4
 
 
 def test_one_clients_bad_clip_does_not_fail_its_neighbours(ask):
     prompts = ["good", "fail", "good", "exit", "good"]
     clients = [ask("picky") for _ in prompts]
-    found = side_by_side(5, lambda index: clients[index](noise(1, 2, 8, 8), [prompts[index]]))
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(lambda client, prompt: client(noise(1, 2, 8, 8), [prompt]), clients, prompts))
     assert [scores.valid.item() for scores in found] == [prompt == "good" for prompt in prompts]
     assert clients[1].failures == {f"{clients[1].url} fails: 500 reward picky: ValueError: cannot digest this": 1}
     assert clients[0](noise(1, 2, 8, 8), ["good"]).total.item() == 1  # and the worker lives
@@ -219,7 +232,7 @@ def test_a_number_that_is_none_is_masked(ask):
 def test_runs_beside_other_rewards_and_under_a_running_loop(ask):
     import asyncio
 
-    found = answers({"a": ask("slow"), "b": ask("shows"), "c": load("sprite_colour")}, clips_of(noise()))
+    found = answers({"a": ask("gated"), "b": ask("shows"), "c": load("sprite_colour")}, clips_of(noise()))
     assert all(found[name].valid.all() for name in "abc")
 
     async def notebook():
@@ -234,7 +247,7 @@ def clips_of(videos):
 
 def test_health_counts(server, ask):
     reward = ask("shows")
-    before = httpx.get(f"{server.url}/health").json()["rewards"]["shows"]
+    before = health(server.url, "shows")
     reward(noise(), PROMPTS)
     after = httpx.get(f"{server.url}/health").json()
     assert after["ready"] is True

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ from rewards import Clip, RewardError, remote
 from rewards.session import LONGEST_RETRY_AFTER, _retry_after
 from rewards.wire import encode_clips
 from tests.rewards import served_rewards
-from tests.rewards.servers import ROOT, serving
+from tests.rewards.servers import ROOT, health, serving, wait_until
 
 SLOW = f"slow={served_rewards.__file__}:Shows:seconds="
 
@@ -46,40 +45,29 @@ def in_background(call):
     return result
 
 
-def wait_until(claim):
-    for _ in range(3000):
-        if claim():
-            return
-        time.sleep(0.01)
-    raise AssertionError("waited 30 seconds in vain")
-
-
-def health(url):
-    return httpx.get(f"{url}/health").json()["rewards"]["slow"]
-
-
-def test_a_full_queue_is_busy_and_the_client_comes_back():
-    with serving("--reward", SLOW + "0.2", "--queue", "1", "--batch", "1") as server:
-        found, start = [], threading.Barrier(5)
+def test_a_full_queue_is_busy_and_the_client_comes_back(tmp_path):
+    gate = tmp_path / "open"
+    with serving("--reward", f"{SLOW}0.1,gate={gate}", "--queue", "1", "--batch", "1") as server:
+        found = []
 
         def ask():
-            start.wait(10)
-            found.append(httpx.post(f"{server.url}/rewards/slow", content=encode_clips(clips(1)), timeout=30))
+            found.append(httpx.post(f"{server.url}/rewards/slow", content=encode_clips(clips(1)), timeout=60))
 
         threads = [threading.Thread(target=ask) for _ in range(5)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(30)
-        refused = [response for response in found if response.status_code == 503]
-        assert len(found) == 5
-        assert 1 <= len(refused) < 5
-        assert refused[0].headers["retry-after"] == "1"
-        assert refused[0].json() == {"error": "reward slow: 1 questions wait already"}
-
+        wait_until(lambda: len(found) >= 3)  # one is scored, one may wait
+        assert {response.status_code for response in found} == {503}
+        assert found[0].headers["retry-after"] == "1"
+        assert found[0].json() == {"error": "reward slow: 1 questions wait already"}
         reward = remote(server.url, "slow", request_mb=0.0003, concurrency=4, patience=60)
-        right(reward(clips(6)))
+        result = in_background(lambda: reward(clips(6)))
+        gate.touch()
+        right(result())
         assert not reward.failures
+        for thread in threads:
+            thread.join(60)
+        assert found[-1].status_code == 200
 
 
 def test_killed_and_started_again_during_a_run():
@@ -87,13 +75,13 @@ def test_killed_and_started_again_during_a_run():
         first = stack.enter_context(serving("--reward", SLOW + "0.1", "--batch", "1"))
         reward = remote(first.url, "slow", request_mb=0.0003, concurrency=2, patience=100)
         result = in_background(lambda: reward(clips(12)))
-        wait_until(lambda: health(first.url)["questions"] >= 3)
+        wait_until(lambda: health(first.url, "slow")["questions"] >= 3)
         assert first.stop(signal.SIGKILL) == -signal.SIGKILL
         second = stack.enter_context(serving("--reward", SLOW + "0", port=first.port))
         scores = result()
         right(scores)  # every clip once, in its place
         assert not reward.failures
-        assert 1 <= health(second.url)["questions"] <= 9
+        assert 1 <= health(second.url, "slow")["questions"] <= 9
 
 
 def test_gone_for_good_masks_and_says_so_once(caplog):
@@ -114,7 +102,7 @@ def test_sigterm_answers_what_was_asked():
     with serving("--reward", SLOW + "0.2", "--batch", "1") as server:
         rewards = [remote(server.url, "slow", patience=0) for _ in range(4)]
         results = [in_background(lambda reward=reward: reward(clips(1))) for reward in rewards]
-        wait_until(lambda: health(server.url)["waiting"] >= 2)
+        wait_until(lambda: health(server.url, "slow")["waiting"] >= 2)
         assert server.stop(signal.SIGTERM) == 0
         for result in results:
             right(result())
@@ -137,7 +125,7 @@ def test_a_reward_that_does_not_end_does_not_keep_the_server():
             url = process.stdout.readline().split(" at ")[1].strip()
             reward = remote(url, "slow", patience=0)
             result = in_background(lambda: reward(clips(1)))
-            wait_until(lambda: health(url)["busy_seconds"] is not None)
+            wait_until(lambda: health(url, "slow")["busy_seconds"] is not None)
             process.terminate()
             errors = process.communicate(timeout=30)[1]
         finally:
@@ -153,8 +141,10 @@ def test_slower_than_the_time_out_is_masked_and_no_longer_waited_for():
         scores = reward(clips(4))
         assert not scores.valid.any()
         assert set(reward.failures) == {f"{server.url} does not answer: nothing in 0.2 seconds"}
-        wait_until(lambda: health(server.url)["waiting"] == 0 and health(server.url)["busy_seconds"] is None)
-        assert health(server.url)["questions"] < 4  # those that still waited were not scored for nobody
+        wait_until(
+            lambda: health(server.url, "slow")["waiting"] == 0 and health(server.url, "slow")["busy_seconds"] is None
+        )
+        assert health(server.url, "slow")["questions"] < 4  # those that still waited were not scored for nobody
 
 
 class Script(http.server.BaseHTTPRequestHandler):
