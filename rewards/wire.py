@@ -49,12 +49,12 @@ class Limits(NamedTuple):
 
 def quantised(video: Tensor) -> Tensor:
     """Float pixels as the nearest of 256 levels, uint8; what overshoots [0, 1] is clipped."""
-    return video.detach().float().clamp(0, 1).mul(255).round().byte()
+    return video.detach().float().clamp(0, 1).mul_(255).round_().byte()  # clamp gives a copy to write into
 
 
 def restored(clip: Clip) -> Clip:
     """A clip of uint8 levels with its pixels in [0, 1] again."""
-    return replace(clip, video=clip.video.float() / 255)
+    return replace(clip, video=clip.video.float().div_(255))
 
 
 def encode_clips(clips: Sequence[Clip]) -> bytes:
