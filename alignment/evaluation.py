@@ -1,6 +1,8 @@
 """Held-out evaluation: fixed prompts and seeds, the pipeline's own deterministic scheduler, every reward.
 
-Evaluations of one run are paired: the same prompts and the same initial noise before, during and after training.
+Evaluations of one run are paired: the same prompts and the same initial noise before, during and after training. A
+reward of scope "group" compares each video with the one of the first evaluation, so that a win rate is one against the
+model that training began with.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import imageio.v3 as iio
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from samplers import seed_for
@@ -24,6 +27,7 @@ from .scoring import Readings, as_matrix
 if TYPE_CHECKING:
     from .training import Run
 
+START = "start.safetensors"  # the first evaluation's videos as bytes, kept for rewards of scope "group"
 SMALLEST_SIDE = 256  # videos whose shorter side is smaller than this are enlarged by a whole factor
 
 
@@ -33,7 +37,9 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
     config = run.recipe.evaluation
     prompts, seeds = run.evaluation_prompts, [seed_for(config.seed, "evaluation", i) for i in range(config.num_prompts)]
     tasks = run.processes.share(list(zip(prompts, seeds, strict=True)))
-    readings, films = run.together(lambda: _own_part(run, tasks))
+    start = run.folder / START
+    rivals = run.processes.share(load_file(start)["videos"]) if start.exists() else None
+    readings, films = run.together(lambda: _own_part(run, tasks, rivals))
     names, matrix = as_matrix(readings)
     values = _columns(run, names, run.processes.gather(matrix).cpu())
     films = run.processes.gather(films)
@@ -45,33 +51,51 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
             "values": {name: [number_or_null(v) for v in c] for name, c in values.items()},
             "trained": run.scorer.weights,
             "held_out": run.recipe.held_out_rewards,
-            "videos": [f"{i:02d}.mp4" for i in range(len(films))],
+            "videos": [f"{i:02d}.mp4" for i in range(min(config.videos, len(films)))],
         }
         with replacing_folder(folder) as new:
-            for name, film in zip(record["videos"], films.cpu(), strict=True):
+            for name, film in zip(record["videos"], films.cpu(), strict=False):
                 write_video(new / name, film, run.recipe.fps)
             (new / "scores.json").write_text(json.dumps(record), "utf-8")
+        if run.scorer.compares and rivals is None:
+            aside = start.with_suffix(".new")
+            save_file({"videos": films.cpu().contiguous()}, aside)
+            aside.replace(start)
     return {f"eval/{name}": float(torch.tensor(column).double().nanmean()) for name, column in values.items()}
 
 
-def _own_part(run: Run, tasks: list[tuple[Prompt, int]]) -> tuple[Readings, Tensor]:
-    """Readings of this process's (prompt, seed) pairs, and those of its videos that are kept, as bytes."""
+def _own_part(run: Run, tasks: list[tuple[Prompt, int]], rivals: Tensor | None) -> tuple[Readings, Tensor]:
+    """Readings of this process's (prompt, seed) pairs, and those of its videos that are kept, as bytes.
+
+    Without `rivals`, which are the first evaluation's videos as bytes, each video is compared with itself.
+    """
     config, processes = run.recipe.evaluation, run.processes
     size = config.batch or run.recipe.batch.rollout or len(tasks)
     parts, kept = [], []
     for start in range(0, len(tasks), size):
         prompts, seeds = zip(*tasks[start : start + size], strict=True)
         videos = run.policy.generate([prompt.text for prompt in prompts], seeds, config.steps)
-        parts.append(run.scorer(videos, prompts, range(start, start + len(prompts))))
+        shown = as_bytes(videos)
+        duels = (
+            from_bytes(shown),
+            from_bytes(shown if rivals is None else rivals[start : start + size].to(videos.device)),
+        )
+        parts.append(run.scorer(videos, prompts, range(start, start + len(prompts)), duels))
         # Prompt i of process r is prompt i * count + r of all.
-        first = [(start + i) * processes.count + processes.rank < config.videos for i in range(len(prompts))]
-        kept += [as_bytes(video) for video, wanted in zip(videos, first, strict=True) if wanted]
-    return _joined(parts), torch.stack(kept) if kept else as_bytes(videos[0])[None][:0]
+        limit = len(tasks) * processes.count if run.scorer.compares and rivals is None else config.videos
+        first = [(start + i) * processes.count + processes.rank < limit for i in range(len(prompts))]
+        kept += [film for film, wanted in zip(shown, first, strict=True) if wanted]
+    return _joined(parts), torch.stack(kept) if kept else shown[:0]
 
 
 def as_bytes(video: Tensor) -> Tensor:
-    """(F, H, W, 3) uint8 from (F, 3, H, W) in [0, 1]."""
-    return (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    """(..., H, W, 3) uint8 from (..., 3, H, W) in [0, 1]."""
+    return (video.clamp(0, 1) * 255).round().byte().movedim(-3, -1)
+
+
+def from_bytes(films: Tensor) -> Tensor:
+    """(..., 3, H, W) in [0, 1] from (..., H, W, 3) uint8."""
+    return films.movedim(-1, -3).float() / 255
 
 
 def write_video(path: Path, frames: Tensor, fps: int) -> None:

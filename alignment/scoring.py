@@ -45,20 +45,44 @@ class Scorer:
                 raise UserError(f"rewards.{name}: scope 'batch' is not supported in training; use 'clip' or 'group'")
             self.rewards[name] = reward
 
+    @property
+    def compares(self) -> bool:
+        """Whether a reward compares the clips of a group with one another."""
+        return any(reward.scope == "group" for reward in self.rewards.values())
+
     @torch.no_grad()
-    def __call__(self, videos: Tensor, prompts: Sequence[Prompt], groups: Sequence[int]) -> Readings:
+    def __call__(
+        self,
+        videos: Tensor,
+        prompts: Sequence[Prompt],
+        groups: Sequence[int],
+        duels: tuple[Tensor, Tensor] | None = None,
+    ) -> Readings:
         """Score videos (N, F, C, H, W) in [0, 1]; a group's videos have to be here together.
 
+        Args:
+            duels: where each video is a group of its own, the videos again and a rival for each: what rewards of scope
+                "group" see in their place.
         Raises: RewardError, one line that names the reward, whatever it raised itself.
         """
-        rows = zip(videos, prompts, groups, strict=True)
-        clips = [Clip(video, prompt.text, self.fps, group, prompt.meta) for video, prompt, group in rows]
+
+        def clips_of(films: Tensor) -> list[Clip]:
+            rows = zip(films, prompts, groups, strict=True)
+            return [Clip(film, prompt.text, self.fps, group, prompt.meta) for film, prompt, group in rows]
+
+        clips, num = clips_of(videos), len(videos)
+        alone = {name: reward for name, reward in self.rewards.items() if duels is None or reward.scope == "clip"}
+        found = answers(alone, clips)
+        if len(alone) < len(self.rewards):
+            rest = {name: reward for name, reward in self.rewards.items() if name not in alone}
+            found |= answers(rest, [clip for films in duels for clip in clips_of(films)])
         totals, details = {}, {f"image/{name}": value for name, value in image_statistics(videos).items()}
-        for name, scores in answers(self.rewards, clips).items():
+        for name in self.rewards:
+            scores = found[name]
             if isinstance(scores, Exception):
                 raise RewardError(f"rewards.{name}: {_described(scores)}") from scores
-            totals[name] = scores.total.to(videos.device)
-            details |= {f"reward/{name}/{dim}": v.to(videos.device) for dim, v in scores.dims.items()}
+            totals[name] = scores.total[:num].to(videos.device)
+            details |= {f"reward/{name}/{dim}": v[:num].to(videos.device) for dim, v in scores.dims.items()}
         return Readings(totals, {name: value.float() for name, value in details.items()})
 
     def combined(self, totals: dict[str, Tensor]) -> Tensor:

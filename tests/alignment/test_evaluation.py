@@ -127,6 +127,30 @@ def test_every_clip_is_a_group_of_its_own(session, rewards_file):
     assert scores(run, 0)["values"]["reward/contrast"] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("batch", [2, 5])
+def test_a_win_rate_is_one_against_the_first_evaluation(session, rewards_file, batch):
+    judge = f"rewards.contrast.options={{judge: {{use: '{rewards_file}:brightness'}}}}"
+    run = session(
+        "evaluation.num_prompts=5",
+        f"evaluation.batch={batch}",
+        "rewards.contrast.use=win_rate",
+        judge,
+        "batch.rollout=1",
+    )
+    evaluate(run, 0)
+    assert scores(run, 0)["values"]["reward/contrast"] == [0.5] * 5  # each against itself
+    with torch.no_grad():
+        for p in run.policy.parameters.values():
+            p.add_(5.0)  # a change that shows in bytes
+    evaluate(run, 1)
+    before, after = (scores(run, iteration)["values"] for iteration in (0, 1))
+    rows = list(zip(after["reward/contrast"], after["reward/bright"], before["reward/bright"], strict=True))
+    clear = [(rate, float(new > old)) for rate, new, old in rows if abs(new - old) > 5e-3]  # that shows in bytes
+    assert len(clear) >= 3
+    assert all(rate == won for rate, won in clear)
+    assert len(scores(run, 1)["videos"]) == len(scores(run, 0)["videos"]) == 1
+
+
 def test_masked_values_are_null(session):
     run = session("rewards.bright.options.at=1", "rewards.bright.options.trouble=all nan")
     means = evaluate(run, 0)
