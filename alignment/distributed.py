@@ -6,12 +6,15 @@ the others, so all hold the same weights after every update.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
+
+MAX_NAMES = 2**16  # bytes
 
 
 class Processes:
@@ -58,6 +61,15 @@ class Processes:
         dist.all_gather(parts, padded)
         dealt = [part[i : i + 1] for i in range(most) for part, n in zip(parts, numbers, strict=True) if i < int(n)]
         return torch.cat(dealt) if dealt else rows
+
+    def union(self, names: list[str]) -> list[str]:
+        """The names of all processes, in one order."""
+        if self.count == 1:
+            return names
+        text = json.dumps(names).encode()
+        assert len(text) <= MAX_NAMES, f"{len(text)} bytes of names"
+        rows = self.gather(torch.tensor([list(text.ljust(MAX_NAMES))], dtype=torch.uint8))
+        return list(dict.fromkeys(name for row in rows for name in json.loads(bytes(row.tolist()))))
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes."""

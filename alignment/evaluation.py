@@ -22,7 +22,7 @@ from samplers import seed_for
 from .data import Prompt
 from .files import replacing_folder
 from .metrics import number_or_null
-from .scoring import Readings, as_matrix
+from .scoring import Readings, as_matrix, joined
 
 if TYPE_CHECKING:
     from .training import Run
@@ -40,7 +40,7 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
     start = run.folder / START
     rivals = run.processes.share(load_file(start)["videos"]) if start.exists() else None
     readings, films = run.together(lambda: _own_part(run, tasks, rivals))
-    names, matrix = as_matrix(readings)
+    names, matrix = as_matrix(readings, run.processes)
     values = _columns(run, names, run.processes.gather(matrix).cpu())
     films = run.processes.gather(films)
     if run.processes.is_main:
@@ -85,7 +85,7 @@ def _own_part(run: Run, tasks: list[tuple[Prompt, int]], rivals: Tensor | None) 
         limit = len(tasks) * processes.count if run.scorer.compares and rivals is None else config.videos
         first = [(start + i) * processes.count + processes.rank < limit for i in range(len(prompts))]
         kept += [film for film, wanted in zip(shown, first, strict=True) if wanted]
-    return _joined(parts), torch.stack(kept) if kept else shown[:0]
+    return joined(parts), torch.stack(kept) if kept else shown[:0]
 
 
 def as_bytes(video: Tensor) -> Tensor:
@@ -110,10 +110,3 @@ def _columns(run: Run, names: list[str], matrix: Tensor) -> dict[str, list[float
     columns = dict(zip(names, matrix.unbind(1), strict=True))
     total = run.scorer.combined({name: columns[f"reward/{name}"] for name in run.scorer.rewards})
     return {"reward/mean": total.tolist()} | {name: column.tolist() for name, column in columns.items()}
-
-
-def _joined(parts: list[Readings]) -> Readings:
-    def cat(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([d[name] for d in dicts]) for name in dicts[0]}
-
-    return Readings(cat([p.totals for p in parts]), cat([p.details for p in parts]))

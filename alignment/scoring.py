@@ -5,9 +5,10 @@ N videos
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from rewards.statistics import image_statistics
 
 from .config import Recipe
 from .data import Prompt
+from .distributed import Processes
 from .errors import UserError, one_line
 
 
@@ -99,10 +101,28 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)} ({frame.filename}:{frame.lineno})"
 
 
-def as_matrix(readings: Readings) -> tuple[list[str], Tensor]:
-    """Column names and (N, columns) float32, to be gathered over processes in one piece."""
-    columns: dict[str, Any] = {f"reward/{name}": v for name, v in readings.totals.items()} | readings.details
-    return list(columns), torch.stack(list(columns.values()), 1)
+def as_matrix(readings: Readings, processes: Processes) -> tuple[list[str], Tensor]:
+    """Column names, the same in all processes, and (N, columns) float32, to be gathered in one piece.
+
+    A reward that answered nothing in one process has no dims there: NaN stands for them.
+    """
+    columns = {f"reward/{name}": values for name, values in readings.totals.items()} | readings.details
+    names = processes.union(list(columns))
+    missing = torch.full_like(next(iter(columns.values())), math.nan)
+    return names, torch.stack([columns.get(name, missing) for name in names], 1)
+
+
+def joined(parts: Sequence[Readings]) -> Readings:
+    """Readings of several batches as those of one, NaN where a batch has no such dim."""
+    sizes = [len(next(iter(part.totals.values()))) for part in parts]
+
+    def cat(columns: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        names = dict.fromkeys(name for column in columns for name in column)
+        some = {name: next(column[name] for column in columns if name in column) for name in names}
+        rows = list(zip(columns, sizes, strict=True))
+        return {n: torch.cat([c.get(n, v.new_full((num,), math.nan)) for c, num in rows]) for n, v in some.items()}
+
+    return Readings(cat([part.totals for part in parts]), cat([part.details for part in parts]))
 
 
 def summary(names: list[str], matrix: Tensor) -> dict[str, float]:

@@ -167,7 +167,7 @@ class Run:
             masked.
         """
         with self.timer("reward"):
-            names, local = as_matrix(self.together(lambda: self.scorer(videos, prompts, groups)))
+            names, local = as_matrix(self.together(lambda: self.scorer(videos, prompts, groups)), self.processes)
             rows = self.processes.gather(local.view(-1, group_size, len(names))).flatten(0, 1)
         columns = dict(zip(names, rows.unbind(1), strict=True))
         totals = {name: columns[f"reward/{name}"] for name in self.scorer.rewards}

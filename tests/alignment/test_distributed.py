@@ -55,6 +55,7 @@ def collectives(processes: Processes) -> dict:
         "gradients": [p.grad for p in (first, second, third)],
         "sum": processes.sum(torch.tensor([1.0, rank])),
         "any": [processes.any(rank == 1), processes.any(False)],
+        "union": processes.union([["a", "b/c"], ["b/c", "d"]][rank]),
         "main": processes.is_main,
     }
 
@@ -109,6 +110,7 @@ def test_collectives(ranks):
         assert found["flags"].tolist() == [False, True, True, True]
         assert found["sum"].tolist() == [2, 1]
         assert found["any"] == [True, False]
+        assert found["union"] == ["a", "b/c", "d"]
         assert [g.tolist() for g in found["gradients"][:2]] == [[3, 20], [3, 4]]
         assert found["gradients"][2] is None  # as with one process, where the optimiser passes over it
 

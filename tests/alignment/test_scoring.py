@@ -5,8 +5,9 @@ import torch
 
 from alignment.config import Recipe, RewardConfig
 from alignment.data import Prompt
+from alignment.distributed import Processes
 from alignment.errors import UserError
-from alignment.scoring import Scorer, as_matrix, summary
+from alignment.scoring import Readings, Scorer, as_matrix, joined, summary
 from rewards import RewardError
 
 CODE = """
@@ -82,12 +83,25 @@ def test_clips_carry_group_prompt_and_meta(scorer):
 
 
 def test_the_matrix_holds_every_column_and_means_leave_masks_out(scorer):
-    names, matrix = as_matrix(scorer(a=("dark_only", 1.0, {}))(VIDEOS, PROMPTS, [0, 0, 0]))
+    names, matrix = as_matrix(scorer(a=("dark_only", 1.0, {}))(VIDEOS, PROMPTS, [0, 0, 0]), Processes(cpu=True))
     assert names[0] == "reward/a"
     assert matrix.shape == (3, len(names))
     means = summary(names, matrix)
     assert means["reward/a"] == pytest.approx(0.25)
     assert means["image/brightness"] == pytest.approx(1.3 / 3)
+
+
+def test_batches_are_joined_though_a_reward_answered_nothing_in_one():
+    """What a judge that is down leaves: totals that are masked, and no dims."""
+    down = Readings({"judge": torch.full((2,), float("nan"))}, {"image/motion": torch.tensor([1.0, 2.0])})
+    up = Readings(
+        {"judge": torch.tensor([3.0])}, {"image/motion": torch.tensor([4.0]), "reward/judge/ta": torch.ones(1)}
+    )
+    for parts, order in (([down, up], [0, 1, 2]), ([up, down], [2, 0, 1])):
+        found = joined(parts)
+        assert found.details["image/motion"].tolist() == [[1, 2, 4][i] for i in order]
+        assert found.details["reward/judge/ta"].isnan().tolist() == [[True, True, False][i] for i in order]
+        assert found.totals["judge"].isnan().tolist() == [[True, True, False][i] for i in order]
 
 
 def test_a_reward_that_fails_is_named_with_the_place(scorer, tmp_path):
