@@ -235,6 +235,7 @@ def load_base(where: str, base: str) -> tuple[Any, Any]:
         raise RewardError(f"reward {where}: base {base} is not a whole Qwen2-VL folder ({reason})") from error
     if config.model_type != "qwen2_vl":
         raise RewardError(f"reward {where}: base {base} is a {config.model_type}, expected a qwen2_vl")
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
     if not processor.chat_template:
         raise RewardError(f"reward {where}: base {base} has no chat template (chat_template.json or .jinja)")
     return config, processor

@@ -160,6 +160,43 @@ def test_one_frame_and_a_ribbon_are_refused(reward):
         reward(torch.rand(1, 2, 3, 2, 402), ["a"])
 
 
+def as_saved_in_2024(base):
+    """Rewrite a base folder as transformers 4.45 saved it and the hub holds it, without weights."""
+    config = json.loads((base / "config.json").read_text())
+    text = {key: value for key, value in config.pop("text_config").items() if key not in ("model_type", "layer_types")}
+    rope = text.pop("rope_parameters")
+    vision = config["vision_config"]
+    kept = ("depth", "embed_dim", "hidden_size", "num_heads", "mlp_ratio", "patch_size", "temporal_patch_size")
+    special = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    flat = {
+        **text,
+        **{key: config[key] for key in (*special, "model_type", "tie_word_embeddings")},
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "vision_config": {"in_chans": 3, "spatial_merge_size": 2, **{key: vision[key] for key in kept}},
+        "transformers_version": "4.45.2",
+    }
+    (base / "config.json").write_text(json.dumps(flat))
+    image = json.loads((base / "processor_config.json").read_text())["image_processor"]
+    image |= {"min_pixels": 3136, "max_pixels": 12845056, "processor_class": "Qwen2VLProcessor"}
+    (base / "preprocessor_config.json").write_text(json.dumps(image))
+    template = (base / "chat_template.jinja").read_text()
+    for name in ("processor_config.json", "chat_template.jinja", "model.safetensors"):
+        (base / name).unlink()
+    return template
+
+
+@pytest.mark.parametrize("place", ["chat_template.json", "tokenizer_config.json"])
+def test_a_base_of_transformers_4_is_read_as_well(folder, reward, videos, tmp_path, place):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    template = as_saved_in_2024(copy / "base")
+    file = copy / "base" / place
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | {"chat_template": template}))
+    found = load("video_reward", path=str(copy), device="cpu")(videos, PROMPTS, fps=FPS)
+    assert torch.equal(found.total, reward(videos, PROMPTS, fps=FPS).total)
+
+
 def spoil_config(folder):
     config = folder / "model_config.json"
     config.write_text(config.read_text()[:50])
