@@ -32,8 +32,11 @@ def check_output(out: Path, dense: bool) -> None:
         raise RewardError(f"--out: {out}: unknown format {suffix!r}; use {', '.join(FORMATS)}")
     if dense and suffix != ".jsonl":
         raise RewardError(f"--dense: {out}: scores of frames need a .jsonl file")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise RewardError(f"--out: {out} is a folder")
+    there = next(parent for parent in out.absolute().parents if os.path.exists(parent))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RewardError(f"--out: {out}: nothing can be written in {there}; choose another place")
     if suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

@@ -74,7 +74,7 @@ def read_inputs(videos: str | Path, prompts: str | None = None, names_are_prompt
     source, inputs = Path(videos), Inputs()
     known = (*TABLES, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
     try:
-        if not source.exists():
+        if not os.path.exists(source):
             raise RewardError(f"--videos: no such file or folder: {source}")
         if source.is_file() and source.suffix.lower() not in known:
             raise RewardError(f"--videos: {source} is neither a folder nor one of {', '.join(known)}")
@@ -86,6 +86,10 @@ def read_inputs(videos: str | Path, prompts: str | None = None, names_are_prompt
             raise RewardError(f"--videos: no video in {source}")
     except RewardError as error:
         inputs.problems.append(str(error))
+    for video in inputs.videos:
+        for what, text in (("name", video.name), ("prompt", video.prompt)):
+            if not _is_text(text):  # no row could be written for it
+                inputs.problems.append(f"--videos: the {what} {text!r} is not Unicode text; change it")
     return inputs
 
 
@@ -121,11 +125,11 @@ def _from_line(line: Line, ending: str, folder: Path, prompts: str | None, input
     """Add the video that a row names, unless it is there already: its place, None where the row is wrong."""
     problems = []
     name, prompt = line.text(f"path{ending}"), line.text("prompt") if prompts is None else prompts
-    path = folder / Path(name or "").expanduser()
+    path = folder / os.path.expanduser(name or "")
     fps, rate = _rate(line.values.get(f"fps{ending}"))
     if not name:
         problems.append(f'no "path{ending}"')
-    elif not path.is_file():
+    elif not os.path.isfile(path):  # unlike Path.is_file, also says so of a name that is too long
         problems.append(f"no such file: {path}")
     if not prompt:
         problems.append('no "prompt"')
@@ -144,6 +148,14 @@ def _from_line(line: Line, ending: str, folder: Path, prompts: str | None, input
         if before != now:
             inputs.problems.append(f"{line.where}: {video.name} has {what} {now!r} here and {before!r} at {first}")
     return place
+
+
+def _is_text(text: str) -> bool:
+    """Whether it holds no halves of characters, as JSON and file names in other encodings may."""
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
 
 
 def _rate(value: Any) -> tuple[float | None, Any]:
@@ -188,7 +200,7 @@ def _prompts_of(files: list[Path], prompts: str | None, inputs: Inputs) -> dict[
     if not _is_file_name(prompts):
         return dict.fromkeys(files, prompts)
     source = Path(prompts)
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise RewardError(f"--prompts: no such file: {source}")
     if source.suffix.lower() in TABLES:
         return _prompts_by_path(source, files, inputs)
@@ -207,7 +219,7 @@ def _prompts_by_path(table: Path, files: list[Path], inputs: Inputs) -> dict[Pat
         if not name or not prompt:
             inputs.problems.append(f'{line.where}: no "path" or no "prompt"')
             continue
-        for file in {wanted.get(os.path.abspath(base / Path(name).expanduser())) for base in bases} - {None}:
+        for file in {wanted.get(os.path.abspath(base / os.path.expanduser(name))) for base in bases} - {None}:
             if found.setdefault(file, prompt) != prompt:
                 inputs.problems.append(f"{line.where}: {name} has prompt {prompt!r} here and {found[file]!r} before")
     return found
@@ -236,8 +248,8 @@ def _lines_of(table: Path, inputs: Inputs) -> list[Line]:
         where = f"{table} line {number}"
         try:
             row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            inputs.problems.append(f"{where}: not JSON: {error.msg}")
+        except (ValueError, RecursionError) as error:
+            inputs.problems.append(f"{where}: not JSON: {error}")
             continue
         if isinstance(row, dict):
             lines.append(Line(where, row))
@@ -251,3 +263,5 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8-sig")  # spreadsheets put a mark in front
     except UnicodeDecodeError as error:
         raise RewardError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise RewardError(f"{path}: cannot be read: {error.strerror}") from error

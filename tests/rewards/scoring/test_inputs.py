@@ -1,6 +1,7 @@
 """What is scored: prompts and paths as a user means them, and every mistake listed at once."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,14 @@ def test_every_mistake_is_listed_before_anything_is_loaded(place, capsys):
         ("a.csv", ["path,prompt"], "no video in a.csv"),
         ("a.jsonl", ['{"path": "clips/clip_1.mp4", "prompt": "p"}', "{nonsense"], "a.jsonl line 2: not JSON"),
         ("a.jsonl", ["[1, 2]"], "a.jsonl line 1: not a JSON object"),
+        ("a.jsonl", ["[" * 100_000], "a.jsonl line 1: not JSON"),
+        (
+            "a.jsonl",
+            ['{"path": "clips/clip_1.mp4", "prompt": "a \\ud800"}'],
+            r"the prompt 'a \ud800' is not Unicode text",
+        ),
+        ("a.csv", ["path,prompt", f"{'x' * 300}.mp4,p"], "a.csv line 2: no such file"),
+        ("a.csv", ["path,prompt", "~nobody_here/x.mp4,p"], "a.csv line 2: no such file"),
         (
             "a.csv",
             ["path_A,path_B,prompt,VQ", "clips/clip_1.mp4,clips/clip_2.mp4,p,left"],
@@ -141,6 +150,9 @@ def test_a_table_that_is_none(place, capsys, name, lines, message):
     ("arguments", "message"),
     [
         (["--videos", "nowhere"], "no such file or folder: nowhere"),
+        (["--videos", "n" * 300], "no such file or folder: nnn"),
+        (["--videos", "clips", "--prompts", "p" * 300 + ".txt"], "--prompts: no such file: ppp"),
+        (["--videos", "clips", "--prompts", "p", "--out", "two.txt/s.csv"], "nothing can be written in"),
         (["--videos", "clips", "--prompts", "gone.txt"], "--prompts: no such file: gone.txt"),
         (["--videos", "clips", "--prompts", "two.txt"], "two.txt has 2 lines for 3 videos"),
         (["--videos", "clips", "--prompts", "p", "--reward", "path=my.py:bright"], "path is a column of every table"),
@@ -158,6 +170,12 @@ def test_arguments_that_cannot_be_meant(place, capsys, arguments, message):
     found = refused(capsys, "--reward", "my.py:bright", *arguments)
     assert len(found) == 1
     assert message in found[0]
+
+
+def test_a_name_that_is_no_text_is_refused(place, capsys):
+    os.link("clips/clip_1.mp4", b"clips/caf\xe9.mp4")
+    found = refused(capsys, "--reward", "my.py:bright", "--videos", "clips", "--prompts", "p")
+    assert found == [r"--videos: the name 'caf\udce9.mp4' is not Unicode text; change it"]
 
 
 def test_a_long_list_of_mistakes_is_cut(place, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import rewards.list
+import rewards.serve
 from rewards import load
 from rewards.score import main
 from rewards.video_files import clip_from_file
@@ -126,18 +127,21 @@ def test_the_readme_runs(place, clip_folder, capsys):
     blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
     function = next(block for language, block in blocks if "# my_rewards.py" in block)
     Path("my_rewards.py").write_text(function)
-    shutil.copytree(clip_folder, "my_clip")
+    for folder in ("my_clip", "examples/tiny_world/clip"):
+        shutil.copytree(clip_folder, folder)
     table("prompts.txt", "one", "two", "ten")
     table("clips.csv", "path,prompt", "clips/clip_1.mp4,one", "clips/clip_2.mp4,two")
     commands = [
         line.partition("#")[0].split()[2:] for _, block in blocks for line in block.splitlines() if "-m rew" in line
     ]
-    assert len(commands) == 4
+    assert [module for module, *_ in commands].count("rewards.score") == 2
     for module, *arguments in commands:
-        assert {"rewards.list": rewards.list.main, "rewards.score": main}[module](arguments) == 0
+        if module == "rewards.serve":  # would run until it is stopped
+            assert rewards.serve.load_rewards(rewards.serve._parser().parse_args(arguments).reward)
+        else:
+            assert {"rewards.list": rewards.list.main, "rewards.score": main}[module](arguments) == 0
     assert Path("scores.csv").read_text().count("clips/clip_") == 2
     script = next(block for _, block in blocks if block.startswith("import rewards"))
-    script = script.replace("examples/tiny_world/clip", "my_clip")
     shutil.copy("clips/clip_1.mp4", "a.mp4")
     names = {"videos": torch.rand(2, 3, 3, 32, 32), "prompts": ["a", "b"]}
     exec(script, names)
