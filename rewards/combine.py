@@ -50,7 +50,8 @@ def weighted(
 
     A clip is valid where every part with a weight is; the widest scope is the scope; it is differentiable if every
     part with a weight is. `dims` hold each part's total under its name and its dims under `<name>/<dim>`. A weight of
-    0 makes a part a watcher: it is called and shown in `dims`, and neither its number nor its failure counts.
+    0 makes a part a watcher: it is called and shown in `dims`, and neither its number nor its masks count (what it
+    raises is raised).
 
     Args:
         rewards: name -> reward, at least one.

@@ -87,22 +87,27 @@ class Reward:
         Raises: RewardError where a clip or the answer has the wrong type or shape.
         """
         clips = self._clips(videos, prompts, fps)
-        return self._checked(settled(self._started(clips)), len(clips))
+        with _gradients(self.differentiable):  # also while the answer is waited for
+            answer = settled(self._started(clips))
+        return self._checked(answer, len(clips))
 
     def _started(self, clips: Sequence[Clip]) -> Scores | Awaitable[Scores]:
         self._check_clips(clips)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+        with _gradients(self.differentiable):
             return self.score(clips)
 
     def _clips(self, videos: Any, prompts: Any, fps: Any) -> Sequence[Clip]:
         if prompts is None:
-            if isinstance(videos, Tensor) or not all(isinstance(clip, Clip) for clip in videos):
+            clips = list(videos)
+            if not all(isinstance(clip, Clip) for clip in clips):
                 raise RewardError(f"reward {self.name}: called with videos but no prompts; give one prompt a video")
-            return videos
+            return clips
         if isinstance(prompts, str) or len(prompts) != len(videos):
             given = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
             raise RewardError(f"reward {self.name}: {len(videos)} videos and {given}; give a list, one prompt a video")
         rates = [float(fps)] * len(videos) if isinstance(fps, (int, float)) else [float(rate) for rate in fps]
+        if len(rates) != len(videos):
+            raise RewardError(f"reward {self.name}: {len(videos)} videos and {len(rates)} rates; give one rate a video")
         group = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
         rows = zip(videos, prompts, rates, strict=True)
         return [Clip(video, prompt, rate, group[prompt]) for video, prompt, rate in rows]
@@ -112,6 +117,11 @@ class Reward:
             raise RewardError(f"reward {self.name}: called with no clips")
         for clip in clips:
             video = clip.video
+            if not isinstance(video, Tensor) or not isinstance(clip.prompt, str):
+                raise RewardError(
+                    f"reward {self.name}: a clip's video is a {type(video).__name__} and its prompt a "
+                    f"{type(clip.prompt).__name__}, expected a tensor and a str"
+                )
             if video.ndim != 4 or video.shape[1] != 3 or 0 in video.shape or not video.is_floating_point():
                 raise RewardError(
                     f"reward {self.name}: a clip's video is {video.dtype} {tuple(video.shape)}, expected (F, 3, H, W) "
@@ -129,6 +139,8 @@ class Reward:
     def _checked(self, answer: Any, num: int) -> Scores:
         if not isinstance(answer, Scores):
             raise RewardError(f"reward {self.name}: returned {type(answer).__name__}, expected rewards.Scores")
+        if not isinstance(answer.dims, Mapping):
+            raise RewardError(f"reward {self.name}: dims is a {type(answer.dims).__name__}, expected names and values")
         self._check_shape("total", answer.total, (num,))
         for name, values in answer.dims.items():
             self._check_shape(f"dims[{name!r}]", values, (num,))
@@ -211,7 +223,8 @@ def answers(rewards: Mapping[str, Reward], clips: Sequence[Clip]) -> dict[str, S
     waiting = {name: reward for name, reward in rewards.items() if reward.is_async}
     found = {}
     with ThreadPoolExecutor(max_workers=1) as pool:
-        background = pool.submit(asyncio.run, _gathered(waiting, clips))
+        with _gradients(any(reward.differentiable for reward in waiting.values())):
+            background = pool.submit(_run, _gathered(waiting, clips), torch.is_grad_enabled())
         for name, reward in rewards.items():
             if name not in waiting:
                 try:
@@ -237,10 +250,21 @@ def settled(answer: Answer | Awaitable[Answer]) -> Answer:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_wait(answer))
+        return _run(answer, torch.is_grad_enabled())
     with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, _wait(answer)).result()
+        return pool.submit(_run, answer, torch.is_grad_enabled()).result()
 
 
-async def _wait(answer: Awaitable[Answer]) -> Answer:
-    return await answer
+def _run(answer: Awaitable[Answer], gradients: bool) -> Answer:
+    """Wait in an event loop of its own; every thread begins with gradients, whatever those of its maker are."""
+
+    async def wait() -> Answer:
+        return await answer
+
+    with torch.set_grad_enabled(gradients):
+        return asyncio.run(wait())
+
+
+def _gradients(differentiable: bool) -> torch.set_grad_enabled:
+    """Gradients where the caller and the reward have them."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and differentiable)

@@ -130,7 +130,7 @@ def _segment(video: Tensor, unit: float) -> tuple[Tensor, Tensor, Tensor]:
     """Soft mask of the sprite (N, F, H, W), colour of the background (N, 3) and of the sprite (N, 3)."""
     smooth = F.avg_pool2d(video.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(video)  # against pixel noise
     background = _border_median(video)
-    colour = _strongest_median(video, smooth, background, round(AREA[0] * unit**2))
+    colour = _strongest_median(video, smooth, background, max(1, round(AREA[0] * unit**2)))
     axis = (colour - background)[:, None, :, None, None]
     along = ((smooth - background[:, None, :, None, None]) * axis).sum(2)
     share = along / axis.square().sum(2).clamp_min(1e-4)  # 0 is the background, 1 the sprite
@@ -215,12 +215,19 @@ class SpriteReward(Reward):
         self.name, self.judge = name, judge
 
     def score(self, clips: Sequence[Clip]) -> Scores:
+        if any(clip.video.shape != clips[0].video.shape for clip in clips):
+            return _joined([self.score([clip]) for clip in clips])
         seen = measure(torch.stack([clip.video for clip in clips]))
         said = read_words([clip.prompt for clip in clips], seen.valid.device)
         number, dims = self.judge(seen, said)
         total = torch.where(seen.valid, number, torch.zeros_like(number))
         always = {"valid": seen.valid.float(), "area": seen.area.mean(-1), "speed": seen.speed}
         return Scores(total.float(), {**always, **{name: values.float() for name, values in dims.items()}})
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    dims = {name: torch.cat([part.dims[name] for part in parts]) for name in parts[0].dims}
+    return Scores(torch.cat([part.total for part in parts]), dims)
 
 
 def _right(seen: Tensor, said: Tensor) -> Tensor:

@@ -264,6 +264,7 @@ def test_a_failed_call_is_never_a_number():
         (Scores(torch.zeros(2)), r"total has shape \(2,\), expected \(3,\)"),
         (Scores(torch.zeros(3, 1)), r"total has shape \(3, 1\)"),
         (Scores([0.0, 0.0, 0.0]), "total has shape list"),
+        (Scores(torch.zeros(3), None), "dims is a NoneType"),
         (Scores(torch.zeros(3), {"vq": torch.zeros(1)}), r"dims\['vq'\] has shape \(1,\)"),
         (Scores(torch.zeros(3), dense=torch.zeros(4, 3)), r"dense has shape \(4, 3\), expected \(3, 3\)"),
         (Scores(torch.zeros(3), dense=torch.zeros(3)), r"dense has shape \(3,\)"),
@@ -283,11 +284,22 @@ def test_an_answer_of_another_form_names_the_reward(answer, message):
         (list(sprites()), None, "videos but no prompts"),
         (sprites(), PROMPTS[:2], "3 videos and 2 prompts"),
         (sprites(), "a red circle", "3 videos and one string"),
+        (sprites(), ["a", "b", None], "expected a tensor and a str"),
+        (list(sprites().numpy()), PROMPTS, "expected a tensor and a str"),
     ],
 )
 def test_videos_and_prompts_must_fit(videos, prompts, message):
     with pytest.raises(RewardError, match=message):
         lift(mean_brightness)(videos, prompts)
+
+
+def test_rates_must_fit():
+    with pytest.raises(RewardError, match="3 videos and 2 rates"):
+        lift(mean_brightness)(sprites(), PROMPTS, fps=[8.0, 8.0])
+
+
+def test_clips_may_come_from_a_generator():
+    assert lift(mean_brightness)(clip for clip in clips_on()).total.shape == (3,)
 
 
 def test_clips_of_one_prompt_are_one_group():
@@ -353,6 +365,33 @@ def test_a_reward_that_is_not_differentiable_runs_without_gradients():
         return videos.mean((1, 2, 3, 4))
 
     assert not lift(watcher)(clips_on(video=sprites().requires_grad_())).total.requires_grad
+
+
+@pytest.mark.parametrize("way", ["alone", "under a running loop", "side by side", "as a part"])
+@pytest.mark.parametrize(("differentiable", "allowed"), [(False, True), (True, True), (True, False)])
+def test_an_asynchronous_reward_has_gradients_where_it_and_the_caller_want_them(way, differentiable, allowed):
+    import asyncio
+
+    class Watcher(Answer):
+        async def __call__(self, clips):
+            await asyncio.sleep(0)
+            return Scores(torch.stack([clip.video.mean() for clip in clips]))
+
+    watcher = Watcher(None)
+    watcher.differentiable = differentiable
+    reward, clips = lift(watcher), clips_on(video=sprites().requires_grad_())
+
+    async def notebook():
+        return reward(clips)
+
+    calls = {
+        "alone": lambda: reward(clips),
+        "under a running loop": lambda: asyncio.run(notebook()),
+        "side by side": lambda: answers({"watcher": reward}, clips)["watcher"],
+        "as a part": lambda: weighted({"watcher": reward})(clips),
+    }
+    with torch.set_grad_enabled(allowed):
+        assert calls[way]().total.requires_grad == (differentiable and allowed)
 
 
 def test_lift_takes_plain_numbers_and_keeps_a_reward():

@@ -40,6 +40,20 @@ def paint(shape, path, colour="red", background="black", area=110.0, size=32):
     return ground + share * (torch.tensor(sprite.COLOURS[colour]).view(1, 3, 1, 1) - ground)
 
 
+def test_clips_of_several_sizes_and_a_single_pixel_are_scored_as_alone():
+    clips = [
+        Clip(draw("circle", size=32), "red"),
+        Clip(draw("square", size=64, frames=5), "red"),
+        Clip(draw("circle"), ""),
+    ]
+    for reward in (sprite.sprite_motion(), sprite.sprite_match()):
+        together = reward([*clips, Clip(torch.zeros(2, 3, 1, 1), "red")])
+        alone = [reward([clip]) for clip in clips]
+        assert together.total.tolist() == pytest.approx([*(score.total.item() for score in alone), 0])
+        for name, values in together.dims.items():
+            assert values[:3].tolist() == pytest.approx([score.dims[name].item() for score in alone])
+
+
 DIRECTIONS = {
     " ".join(words): torch.nn.functional.normalize(torch.tensor([sprite.STEPS[w] for w in words]).sum(0), dim=0)
     for words in [("up",), ("down",), ("left",), ("right",), *itertools.product(("up", "down"), ("left", "right"))]
