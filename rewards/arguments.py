@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rewards.contract import RewardError
 
@@ -65,7 +66,7 @@ def parse_rewards(texts: Sequence[str]) -> dict[str, RewardArgument]:
 def _typed(value: str, where: str) -> Any:
     try:
         typed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:200]
         raise RewardError(f"{where}: {value!r} is not a YAML value ({reason}); quote it") from error
     return typed["value"]

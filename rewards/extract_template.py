@@ -25,14 +25,14 @@ def extract(source: Path, names: list[str] | None = None) -> str:
         tree = ast.parse(source.read_text("utf-8"), str(source))
     except OSError as error:
         raise RewardError(f"{source}: cannot be read: {error.strerror}") from error
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise RewardError(f"{source}: is not a Python file ({error})") from error
     strings = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
                 value = ast.literal_eval(node.value)
-            except ValueError:
+            except (ValueError, TypeError):  # a call, or a key that cannot be one
                 continue
             if isinstance(value, str):
                 strings[node.targets[0].id] = value

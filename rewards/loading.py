@@ -38,8 +38,9 @@ def load(use: str, /, **options: Any) -> Reward:
     Raises: RewardError, one line: unknown name, module that does not import, missing attribute, wrong option.
     """
     target = _checked(use, options)
+    if use in KNOWN:
+        check(use, **options)  # what can be refused is, before any weights are read
     if use in MADE_OF:
-        check(use, **options)  # what can be refused is, before the weights of any part are read
         options = _with_parts(use, options, load)
     if is_reward(target) and not inspect.isclass(target):
         return lift(target)
@@ -62,7 +63,14 @@ def check(use: str, /, **options: Any) -> None:
     """
     target = _checked(use, options)
     if hasattr(target, "check") and (inspect.isclass(target) or use in MADE_OF):
-        target.check(**options)
+        try:
+            target.check(**options)
+        except RewardError:
+            raise
+        except (TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
+            given = ", ".join(f"{option}={value!r:.60}" for option, value in options.items())
+            reason = " ".join(str(error).split())[:200]
+            raise RewardError(f"reward {use}: cannot take {given} ({reason})") from error
     if use in MADE_OF:
         _with_parts(use, options, check)
 

@@ -88,6 +88,7 @@ class Qwen2VLReward:
         state = merge_lora(where, state, lora_scale)
         self._fill(self.model, {n: t for n, t in state.items() if not n.startswith(("rm_head.", "lm_head."))})
         self._fill(self.head, {n[len("rm_head.") :]: t for n, t in state.items() if n.startswith("rm_head.")})
+        # Buffers too: the authors' call of model.to(bfloat16) rounds the frequencies of positions, in training as well.
         self.model.to(device, dtype).eval().requires_grad_(False)
         self.head.to(device, torch.float32).eval().requires_grad_(False)
 
@@ -210,8 +211,8 @@ def looks_local(path: str) -> bool:
 
 
 def find_base(where: str, folder: Path, named: str | None) -> str:
-    """The base model of a checkpoint: a folder inside it, else the folder or hub id that its configuration names."""
-    inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
+    """The base model of a checkpoint: its folder, one inside, or the folder or hub id that its configuration names."""
+    inside = [path.parent for path in [*folder.glob("config.json"), *sorted(folder.glob("*/config.json"))]]
     candidates = [path for path in inside if read_json(where, path / "config.json").get("model_type") == "qwen2_vl"]
     if candidates:
         return str(candidates[0])

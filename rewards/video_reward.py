@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,7 +196,7 @@ def frame_indices(length: int, fps: float, wanted_fps: float, num_frames: int | 
 def read_settings(path: str, base: str | None, template: str | None, step: int | None) -> Settings:
     """Read what is small. Raises: RewardError, one line that names the file and the fix."""
     where = "video_reward"
-    folder = snapshot(where, str(Path(path).expanduser()) if looks_local(path) else path, CHECKPOINT_FILES)
+    folder = snapshot(where, os.path.expanduser(path) if looks_local(path) else path, CHECKPOINT_FILES)
     config = read_json(where, folder / "model_config.json")
     try:
         data, model, peft = config["data_config"], config["model_config"], config.get("peft_lora_config") or {}

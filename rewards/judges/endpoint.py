@@ -197,4 +197,6 @@ class Endpoint:
 
 def _token(entry: Mapping[str, Any]) -> Token:
     top = [(str(other["token"]), float(other["logprob"])) for other in entry["top_logprobs"]]
+    if not all(logp < 1 for _, logp in top):  # above 0 by rounding at most; NaN is not below either
+        raise ValueError("a log-probability above 0")
     return Token(str(entry["token"]), top)

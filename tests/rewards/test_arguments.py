@@ -46,6 +46,7 @@ def test_an_argument_is_read(text, expected):
         ("clip:frames=1,frames=2", "frames is given twice"),
         ("clip:frames=[1", "frames: .*is not a YAML value"),
         ("clip:name=a: b: c", "name: .*is not a YAML value"),
+        ("clip:path=${oc.env:HOME", "path: .*is not a YAML value"),
     ],
 )
 def test_one_that_cannot_be_read_is_refused_in_one_line(text, message):

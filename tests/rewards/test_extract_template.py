@@ -8,6 +8,7 @@ SOURCE = '''
 import os
 os.mkdir({ran!r})
 OTHER = 3
+UNHASHABLE = {{[]: 1}}
 DETAILED_PROMPT_WITH_SPECIAL_TOKEN = """
 Line with two spaces  
 - {{text_prompt}}

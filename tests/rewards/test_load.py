@@ -151,6 +151,12 @@ MISTAKES = [
     ("{unfinished}:f", {}, "does not import: SyntaxError"),
     ("clip", {"path": "/nowhere"}, "no /nowhere/open_clip_config.json"),
     ("clip", {"pth": "x"}, "no option 'pth' (did you mean 'path'?)"),
+    ("clip", {"path": "a/b", "batch_size": "many"}, "reward clip: cannot take path='a/b', batch_size='many'"),
+    ("clip", {"path": "x" * 300}, "File name too long"),
+    ("video_reward", {"weights": 1}, "reward video_reward: cannot take weights=1"),
+    ("video_reward", {"path": "~nobody_here/x"}, "is not a folder here"),
+    ("per_frame", {"image_reward": "clip", "weights": 3}, "cannot take image_reward='clip', weights=3"),
+    ("vlm_score", {"url": "http://h/v1", "model": "m", "template": 3}, "template=3"),
 ]
 
 

@@ -113,6 +113,8 @@ def test_the_base_is_the_folder_inside_or_the_one_named(tmp_path):
     assert find_base("test", tmp_path, "qwen") == str(tmp_path / "qwen")
     (tmp_path / "qwen" / "config.json").write_text('{"model_type": "qwen2_vl"}')
     assert find_base("test", tmp_path, "Qwen/Qwen2-VL-2B-Instruct") == str(tmp_path / "qwen")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    assert find_base("test", tmp_path, "Qwen/Qwen2-VL-2B-Instruct") == str(tmp_path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": "text"}}])

@@ -259,10 +259,13 @@ def test_a_server_without_log_probabilities_is_named():
         assert server.requests[0]["max_tokens"] == 1
 
 
-def test_log_probabilities_that_are_none_fail_the_call():
-    broken = {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": [{"token": "Yes"}]}}]}
+@pytest.mark.parametrize("top", [{}, {"top_logprobs": [{"token": "Yes", "logprob": 1000.0}]}])
+def test_log_probabilities_that_are_none_fail_the_call(top):
+    broken = {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": [{"token": "Yes", **top}]}}]}
     with ScriptedServer(in_turn(sends(200, broken))) as server:
-        assert load("vlm_yes", url=server.url, model="m")([CLIP]).valid.tolist() == [False]
+        judge = load("vlm_yes", url=server.url, model="m")
+        assert judge([CLIP]).valid.tolist() == [False]
+        assert judge.chat.failures == {"unreadable answer": 1}
 
 
 def test_probability_of_yes_over_an_endpoint():
