@@ -24,6 +24,7 @@ NUMBER = (
     r"(?<![\d.,])(?P<number>[-+]?\d+(?:\.\d+)?)(?![\d%]|[.,]\d|\s*(?:-|\u2013|to\b|or\b)\s*\d"
     r"|\s*(?:/|out of\b)(?!\s*{high}(?!\d|\.\d)))"
 )
+COLON = r"\W{0,20}?:\W{0,20}?"  # bounded: a judge that writes nothing but colons would be read for hours
 
 
 class Scale(NamedTuple):
@@ -37,11 +38,11 @@ class Scale(NamedTuple):
 
 SCALES = {
     "unified": Scale(
-        r"\b{dim} Score \(1-5\)\W*?:\W*?{number}", {d.lower(): d for d in ("Alignment", "Physics", "Style")}, 1, 5
+        r"\b{dim} Score \(1-5\)" + COLON + "{number}", {d.lower(): d for d in ("Alignment", "Physics", "Style")}, 1, 5
     ),
-    "final": Scale(r"\b{dim}\W*?:\W*?{number}", {"final": "Final Score"}, 1, 5),
+    "final": Scale(r"\b{dim}" + COLON + "{number}", {"final": "Final Score"}, 1, 5),
     "videoscore2": Scale(
-        r"\b{dim}\W*?:\W*?{number}",
+        r"\b{dim}" + COLON + "{number}",
         {"visual": "visual quality", "t2v": "text-to-video alignment", "physical": "physical/common-sense consistency"},
         1,
         5,
@@ -132,11 +133,19 @@ def read_yes(reply: Reply) -> float:
 def read_winner(reply: Reply) -> dict[str, float]:
     """{"overall": 1, 0.5 or 0}: whether the first video won, from one <answer> tag."""
     _require_finished(reply)
-    tags = re.findall(r"<answer>(.*?)</answer>", reply.text[answer_start(reply.text) :], re.IGNORECASE | re.DOTALL)
-    winners = {_winner(tag) for tag in tags}
+    winners = {_winner(tag) for tag in _tagged(reply.text[answer_start(reply.text) :], "answer")}
     if len(winners) != 1:
         raise CallFailed("answer without a clear winner", reply.text[-150:])
     return {"overall": winners.pop()}
+
+
+def _tagged(text: str, tag: str) -> list[str]:
+    """What stands in <tag>...</tag>, in linear time. Raises: CallFailed for one left open."""
+    _, *pieces = re.split(rf"<(?:{tag})>", text, flags=re.IGNORECASE)
+    found = [re.split(rf"</(?:{tag})>", piece, maxsplit=1, flags=re.IGNORECASE) for piece in pieces]
+    if any(len(parts) == 1 for parts in found):
+        raise CallFailed("tag that is not closed", text[-150:])
+    return [inside for inside, _ in found]
 
 
 def _winner(text: Any) -> float:
@@ -169,10 +178,9 @@ def read_selection(reply: Reply, last: int, most: int) -> list[int] | dict[str, 
     """
     _require_finished(reply)
     text = reply.text[answer_start(reply.text) :]
-    finals = re.findall(r"<(final answer|answer)>(.*?)</\1>", text, re.IGNORECASE | re.DOTALL)
-    calls = re.findall(r"<tool_call>(.*?)</tool_call>", text, re.IGNORECASE | re.DOTALL)
+    finals, calls = _tagged(text, "final answer|answer"), _tagged(text, "tool_call")
     if len(finals) == 1:
-        return _verdict(finals[0][1])
+        return _verdict(finals[0])
     if finals or len(calls) != 1:
         raise CallFailed("neither one answer nor one request for frames", text[-150:])
     try:

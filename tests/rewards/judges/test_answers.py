@@ -82,6 +82,7 @@ def test_scores_are_read_as_published_judges_write_them(text, style, expected):
         "Final Score: 1.2.3",
         "Final Score: 3,5",
         "Final Score: <number>",
+        "Final Score" + ":" * 1000 + " 4",  # far away: patterns that look on would need the square of the time
         "<think>Final Score: 4</think> Good.",
     ],
 )
@@ -174,6 +175,8 @@ def test_winner(text, expected):
         "<answer>Video 3 is better</answer>",
         "<answer>Video 1 is better</answer><answer>Video 2 is better</answer>",
         "<answer></answer>",
+        "<answer>Video 1</answer> or <answer>",
+        "<answer><answer>Video 1</answer>",
         "<think><answer>Video 1 is better</answer></think>",
     ],
 )
