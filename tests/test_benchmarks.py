@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import serve_throughput
+from benchmarks import random_checkpoints, reward_throughput, serve_throughput
 from benchmarks.filmstrip import filmstrip
 from benchmarks.seeds import markdown, run_seed
 from benchmarks.serve_throughput import Load
 from benchmarks.throughput import PHASES, measure, table
+from rewards.arguments import RewardArgument
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["algorithm.prompts_per_iteration=1", "algorithm.group_size=2", "algorithm.trained_steps=3"]
@@ -54,9 +56,29 @@ def test_serving_is_measured_beside_the_reward_in_process() -> None:
     assert "2 clients" in serve_throughput.table(result)
 
 
+def test_rewards_of_the_published_architectures_are_measured_on_random_weights(tmp_path: Path) -> None:
+    """The same checkpoint as --true-size makes, but narrow: Qwen2-VL's parts and names, the template's length."""
+    narrow = copy.deepcopy(random_checkpoints.QWEN2_VL_2B)
+    text = {"hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+    narrow["text_config"] |= text | {"num_attention_heads": 3, "num_key_value_heads": 1}
+    narrow["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    narrow["vision_config"] |= {"depth": 1, "embed_dim": 32, "hidden_size": 96, "num_heads": 2}
+    rewards = {
+        "bright": RewardArgument("bright", "sprite_colour", {}),
+        "video_reward": RewardArgument(
+            "video_reward", "video_reward", random_checkpoints.video_reward(tmp_path, narrow)
+        ),
+    }
+    result = reward_throughput.measure(rewards, (4, 32, 32), batches=[1, 2], repeats=1)
+    assert result["clips_per_second"].keys() == rewards.keys()
+    assert all(rate > 0 for row in result["clips_per_second"].values() for rate in row.values())
+    assert "batch 2" in reward_throughput.table(result)
+
+
 def test_bad_input_is_one_line() -> None:
-    for module, argument in (("benchmarks.throughput", "missing.yaml"), ("benchmarks.filmstrip", "missing")):
-        command = [sys.executable, "-m", module, argument, *(["out.png"] if "film" in module else [])]
+    cases = {"throughput": "missing.yaml", "filmstrip": "missing", "reward_throughput": "--reward=absent"}
+    for module, argument in cases.items():
+        command = [sys.executable, "-m", f"benchmarks.{module}", argument, *(["out.png"] if "film" in module else [])]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ")
