@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from rewards.contract import Clip, Reward, RewardError, Scores, answers, lift
-
-SCOPES = ("clip", "group", "batch")  # from the narrowest to the widest
+from rewards.contract import SCOPES, Clip, Reward, RewardError, Scores, answers, lift
 
 
 class Weighted(Reward):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Scope = Literal["clip", "group", "batch"]
+SCOPES: tuple[Scope, ...] = ("clip", "group", "batch")  # from the narrowest to the widest
 Answer = TypeVar("Answer")
 OVERSHOOT = 0.1  # a resizing filter or a VAE may leave [0, 1] by a little; videos in [-1, 1] or [0, 255] do by more
 
@@ -58,7 +59,7 @@ class Reward:
     A plain function or any object with the three attributes below becomes one through `lift`, as `load` does.
     """
 
-    name: str
+    name: str = "reward"
     scope: Scope = "clip"  # what has to be seen in one call: each clip alone, all clips of a prompt, or everything
     differentiable: bool = False  # False: runs without gradients
 
@@ -207,7 +208,11 @@ def lift(function: Callable, name: str | None = None, differentiable: bool = Fal
     An object with attributes `name`, `scope` and `differentiable` is called with clips and returns `Scores`. Any other
     callable is a function of videos (N, F, 3, H, W) in [0, 1], all of one shape, and N prompts, and returns N numbers;
     NaN marks a clip that it could not judge. It runs without gradients unless it is said to be differentiable.
+
+    Raises: RewardError for a scope that is none.
     """
+    if is_reward(function) and function.scope not in SCOPES:
+        raise RewardError(f"reward {function.name}: scope is {function.scope!r}, expected one of {', '.join(SCOPES)}")
     if isinstance(function, Reward):
         return function
     if is_reward(function):

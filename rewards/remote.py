@@ -19,12 +19,11 @@ from urllib.parse import quote, urlencode, urlsplit
 import torch
 from torch import Tensor
 
-from rewards.contract import Clip, Reward, RewardError, Scores, settled
+from rewards.contract import SCOPES, Clip, Reward, RewardError, Scores, settled
 from rewards.session import Session, Unanswered
 from rewards.wire import WireError, check_indices, decode_scores, encode_clips, read_token
 
 log = logging.getLogger("rewards.remote")
-SCOPES = ("clip", "group", "batch")
 REQUEST_CLIPS = 64
 
 

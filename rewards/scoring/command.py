@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rewards.arguments import RewardArgument, parse_rewards
-from rewards.contract import Clip, Reward, RewardError
+from rewards.contract import SCOPES, Clip, Reward, RewardError
 from rewards.loading import check, load
 from rewards.scoring.asking import RewardFailed, Row, ask, failed_row
 from rewards.scoring.output import (
@@ -31,7 +31,6 @@ from rewards.scoring.tables import Inputs, Video, read_inputs
 from rewards.video_files import MAX_PIXELS, read_video
 
 SHOWN = 20  # problems listed; a table made for another folder has thousands
-SCOPES = ("clip", "group", "batch")  # from the narrowest to the widest
 TAKEN = ("path", "prompt", "fps", "frames", "error", "key", "rewards")  # columns that are no reward's
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rewards import KNOWN, Clip, RewardError, Scores, answers, lift, load, per_frame, weighted, win_rate
+from rewards import KNOWN, Clip, Reward, RewardError, Scores, answers, lift, load, per_frame, weighted, win_rate
 
 PROMPTS = [
     "a red circle moving right quickly on a black background",
@@ -399,6 +399,21 @@ def test_lift_takes_plain_numbers_and_keeps_a_reward():
     assert lifted.name == "numbers"
     assert lifted(clips_on()).total[:2].tolist() == [1, 2.5]
     assert lift(lifted) is lifted
+
+
+def test_lift_refuses_a_scope_that_is_none():
+    reward = Answer(Scores(torch.zeros(3)))
+    reward.scope = "clips"
+    with pytest.raises(RewardError, match="reward answer: scope is 'clips', expected one of clip, group, batch"):
+        lift(reward)
+
+
+def test_a_reward_without_a_name_is_one_all_the_same():
+    class Nameless(Reward):
+        def score(self, clips):
+            return Scores(torch.stack([clip.video.mean() for clip in clips]))
+
+    assert win_rate(Nameless())(clips_on(prompts=["a"] * 3)).total.tolist() == [0, 0.5, 1]
 
 
 def test_lift_explains_what_it_cannot_use():
