@@ -129,8 +129,8 @@ def check_options(
 ) -> None:
     """Validate what all rewards of the family take. Raises: RewardError, one line."""
     frame_plan(name, frames, select, weights, seed)
-    if batch_size < 1:
-        raise RewardError(f"reward {name}: batch_size is {batch_size}, expected a positive number")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise RewardError(f"reward {name}: batch_size is {batch_size!r}, expected a positive whole number")
     if precision not in PRECISIONS:
         raise RewardError(f"reward {name}: precision {precision!r} is not one of {', '.join(PRECISIONS)}")
 

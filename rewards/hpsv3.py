@@ -83,8 +83,8 @@ class HPSv3(FrameReward):
     ) -> None:
         """Validate the options and the small files; what lies on the hub is not fetched."""
         frame_plan("hpsv3", frames, select, weights)
-        if batch_size < 1:
-            raise RewardError(f"reward hpsv3: batch_size {batch_size}: expected a positive number")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise RewardError(f"reward hpsv3: batch_size {batch_size!r}: expected a positive whole number")
         if dtype is not None and dtype not in DTYPES:
             raise RewardError(f"reward hpsv3: dtype {dtype!r} is none of {', '.join(DTYPES)}")
         if Path(path).exists() or looks_local(path):

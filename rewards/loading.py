@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from rewards.contract import LiftedFunction, Reward, RewardError, is_reward, lift
 from rewards.known import KNOWN
 
@@ -64,6 +66,8 @@ def check(use: str, /, **options: Any) -> None:
     target = _checked(use, options)
     if hasattr(target, "check") and (inspect.isclass(target) or use in MADE_OF):
         try:
+            if use in KNOWN and options.get("device"):
+                torch.device(options["device"])
             target.check(**options)
         except RewardError:
             raise

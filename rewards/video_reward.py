@@ -131,13 +131,15 @@ class VideoReward(Reward):
 
     @staticmethod
     def _check_values(weights: Any, fps: Any, num_frames: Any, dtype: Any, batch_size: Any) -> None:
+        numbers = [weight for weight in weights if isinstance(weight, (int, float)) and math.isfinite(weight)]
         wrong = {
-            f"weights {weights}: expected three numbers, of VQ, MQ and TA": len(weights) != 3,
+            f"weights {weights}: expected three numbers, of VQ, MQ and TA": len(weights) != 3 or len(numbers) != 3,
             f"fps {fps}: expected a positive number": fps is not None and not fps > 0,
-            f"num_frames {num_frames}: expected 2 or more": num_frames is not None and num_frames < FRAME_FACTOR,
+            f"num_frames {num_frames}: expected 2 or more": num_frames is not None and not num_frames >= FRAME_FACTOR,
             "fps and num_frames exclude each other": fps is not None and num_frames is not None,
             f"dtype {dtype!r} is none of {', '.join(DTYPES)}": dtype is not None and dtype not in DTYPES,
-            f"batch_size {batch_size}: expected a positive number": batch_size < 1,
+            f"batch_size {batch_size!r}: expected a positive whole number": not isinstance(batch_size, int)
+            or batch_size < 1,
         }
         for message in (message for message, is_wrong in wrong.items() if is_wrong):
             raise RewardError(f"reward video_reward: {message}")

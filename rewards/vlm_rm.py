@@ -90,6 +90,9 @@ class GoalBaselineReward(EmbeddingReward):
             raise RewardError(f"reward {name}: alpha is {alpha}, expected a number from 0 to 1")
         if not baseline or target is not None and not target:
             raise RewardError(f"reward {name}: baseline is {baseline!r} and target {target!r}; both are words")
+        for words in (baseline, target or baseline):
+            if not all(isinstance(text, str) and text for text in _listed(words)):
+                raise RewardError(f"reward {name}: {words!r} is not a text, or several")
         if target is not None and sorted(_listed(target)) == sorted(_listed(baseline)):
             raise RewardError(f"reward {name}: target and baseline are both {target!r}; there is no way between them")
         return find(name, model, pretrained, path)

@@ -326,6 +326,8 @@ def test_spoilt_weights_are_one_line(folder, tmp_path, spoil, message):
     ("options", "message"),
     [
         ({"weights": [1, 1]}, "expected three numbers"),
+        ({"weights": [1, 1, "x"]}, "expected three numbers"),
+        ({"weights": [1, 1, float("nan")]}, "expected three numbers"),
         ({"fps": 0}, "fps 0"),
         ({"num_frames": 1}, "num_frames 1"),
         ({"fps": 2.0, "num_frames": 8}, "exclude each other"),
