@@ -59,10 +59,14 @@ def _by_frames(rewards: Mapping[str, Reward], clips: Sequence[Clip]):
     """
     groups = defaultdict(list)
     for name, reward in rewards.items():
+        whole = [range(len(clip.video)) for clip in clips]
         try:
-            groups[tuple(tuple(reward.indices(len(clip.video), clip.fps)) for clip in clips)].append(name)
+            looks = [[a[i] for i in reward.indices(len(a), clip.fps)] for a, clip in zip(whole, clips, strict=True)]
         except RewardError:  # it will say so again when it is asked
-            groups[tuple(tuple(range(len(clip.video))) for clip in clips)].append(name)
+            looks = whole
+        except Exception as error:  # of a user's reward, or a frame that is not there
+            raise RewardFailed(name, error) from error
+        groups[tuple(map(tuple, looks))].append(name)
     for looks, names in groups.items():
         parts = [clip.frames(look) for clip, look in zip(clips, looks, strict=True)]
         yield names, [replace(part, video=part.video.contiguous().float().div_(255)) for part in parts]

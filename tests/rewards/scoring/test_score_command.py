@@ -91,6 +91,16 @@ def test_a_fault_in_a_reward_stops_the_run_in_one_line(place, capsys):
     assert err[0].endswith("; the same command goes on")
 
 
+@pytest.mark.parametrize("frames", ["1 / 0", "[length]"])
+def test_a_fault_in_the_choice_of_frames_stops_the_run_in_one_line(place, capsys, frames):
+    text = "from rewards import Reward\n\nclass Odd(Reward):\n    def indices(self, length, fps):\n"
+    Path("odd.py").write_text(f"{text}        return {frames}\n")
+    run("--reward", "odd.py:Odd", "--videos", "clips", "--prompts", "gray", code=1)
+    error = capsys.readouterr().err
+    assert error.startswith("stopped: reward Odd: ")
+    assert len(error.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(("scope", "together"), [("group", [["a", "a"], ["b"]]), ("batch", [["a", "b", "a"]])])
 def test_clips_that_have_to_be_seen_together(place, scope, together):
     table("prompts.txt", "a", "b", "a")
