@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import inspect
 import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from rewards.contract import RewardError
 from rewards.judges.cache import ReplyCache
 
 if TYPE_CHECKING:
@@ -162,35 +159,3 @@ def digest(settings: Mapping[str, Any], messages: Sequence[Message], max_tokens:
     ]
     question = {"settings": settings, "turns": turns, "max_tokens": max_tokens, "top_logprobs": top_logprobs}
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
-
-
-def check_chat(name: str, options: Mapping[str, Any]) -> type:
-    """Validate the options of a backend without network and weights; `url` decides which backend it is.
-
-    Returns: Endpoint or InProcess.
-    Raises: RewardError, one line.
-    """
-    from rewards.judges.endpoint import Endpoint
-    from rewards.judges.in_process import InProcess
-
-    backend = Endpoint if options.get("url") is not None else InProcess
-    taken = [key for key in inspect.signature(backend).parameters if key != "name"]
-    for option in options:
-        if option not in taken:
-            near = get_close_matches(option, taken, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            where = "with url" if backend is Endpoint else "without url (the model runs in this process)"
-            raise RewardError(f"reward {name}: no option {option!r} {where}{hint}; options: {', '.join(taken)}")
-    if not isinstance(options.get("model"), str) or not options["model"]:
-        raise RewardError(
-            f"reward {name}: no model named; give model (as the server of url calls it, or a folder or owner/name "
-            "to run here)"
-        )
-    backend.check(name=name, **options)
-    return backend
-
-
-def open_chat(name: str, cache: str | None, system: str | None, options: Mapping[str, Any]) -> Chat:
-    """Build the backend that the options name, with its cache."""
-    backend = check_chat(name, options)
-    return Chat(backend(name=name, **options), name, cache, system)

@@ -17,7 +17,8 @@ import torch
 from rewards.contract import Clip, Reward, RewardError, Scores
 from rewards.frames import frame_indices
 from rewards.judges.answers import answer_start
-from rewards.judges.chat import CallFailed, Message, Reply, check_chat, open_chat
+from rewards.judges.backends import check_chat, open_chat
+from rewards.judges.chat import CallFailed, Message, Reply
 from rewards.judges.pointwise import check_common, shown
 from rewards.judges.templates import load_template, render
 

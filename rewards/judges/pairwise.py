@@ -10,7 +10,8 @@ from rewards.comparison import OVERALL, WinRate
 from rewards.contract import Clip, RewardError, Scores
 from rewards.frames import frame_indices
 from rewards.judges.answers import read_categories, read_selection, read_winner
-from rewards.judges.chat import CallFailed, Chat, Frame, Message, Reply, check_chat, open_chat
+from rewards.judges.backends import check_chat, open_chat
+from rewards.judges.chat import CallFailed, Chat, Frame, Message, Reply
 from rewards.judges.pointwise import check_common, shown
 from rewards.judges.templates import load_template, render
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from rewards.contract import Clip, Reward, RewardError, Scores
 from rewards.frames import frame_indices
 from rewards.judges.answers import SCALES, Scale, expression, read_scores, read_soft_scores, read_yes
-from rewards.judges.chat import CallFailed, Frame, Message, check_chat, open_chat
+from rewards.judges.backends import check_chat, open_chat
+from rewards.judges.chat import CallFailed, Frame, Message
 from rewards.judges.templates import load_template, read_text, render
 from rewards.video_files import read_video
 
