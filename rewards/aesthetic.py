@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rewards.checkpoints import read_tensors
-from rewards.clip_checkpoints import find
 from rewards.contract import RewardError
-from rewards.encoder import EmbeddingReward, Source, check_options
+from rewards.encoders.clip_checkpoints import find
+from rewards.encoders.encoder import EmbeddingReward, Source, check_options
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
 LAYERS = (0, 2, 4, 6, 7)  # linear ones, as the file counts them; the others are dropout
@@ -31,7 +31,7 @@ class AestheticReward(EmbeddingReward):
         model, pretrained, path: the CLIP model of the embedding, named as for rewards.clip.CLIPReward; by default
             OpenAI's ViT-L/14, to which the published head belongs, downloaded on first use.
         frames, select, weights, seed: which frames count, and how much; see rewards.per_frame.
-        device, precision, batch_size: see rewards.encoder.EmbeddingReward.
+        device, precision, batch_size: see rewards.encoders.encoder.EmbeddingReward.
     Raises: RewardError for files that are missing, damaged or of another form, and for a head of another width.
     Source: christophschuhmann/improved-aesthetic-predictor: simple_inference.py.
     """

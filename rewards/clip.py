@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from rewards.clip_checkpoints import find
-from rewards.encoder import EmbeddingReward, Source, check_options
+from rewards.encoders.clip_checkpoints import find
+from rewards.encoders.encoder import EmbeddingReward, Source, check_options
 
 
 class CLIPReward(EmbeddingReward):
@@ -28,7 +28,7 @@ class CLIPReward(EmbeddingReward):
             weights it holds, and is needed where those of one architecture expect different image preparations;
             model, path: an open_clip architecture or open_clip_config.json as a .json file, and its weights file.
         frames, select, weights, seed: which frames count, and how much; see rewards.per_frame.
-        device, precision, batch_size: see rewards.encoder.EmbeddingReward.
+        device, precision, batch_size: see rewards.encoders.encoder.EmbeddingReward.
     Raises: RewardError for a checkpoint that is missing, damaged or of another architecture.
     Source: CLIPScore (arXiv 2104.08718) without its factor 2.5 and its clipping at 0.
     """

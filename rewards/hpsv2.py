@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from rewards.checkpoints import snapshot
-from rewards.clip_checkpoints import OpenClipSource, check_built_in, check_file, find_by_config
 from rewards.contract import RewardError
-from rewards.encoder import EmbeddingReward, check_options
-from rewards.images import CLIP_MEAN, CLIP_STD, letterbox
+from rewards.encoders.clip_checkpoints import OpenClipSource, check_built_in, check_file, find_by_config
+from rewards.encoders.encoder import EmbeddingReward, check_options
+from rewards.encoders.images import CLIP_MEAN, CLIP_STD, letterbox
 
 REPOSITORY = "xswu/HPSv2"
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
@@ -40,7 +40,7 @@ class HPSv2Reward(EmbeddingReward):
         antialias: whether the filter widens where it shrinks an image, as torchvision's does by default since 0.17 and
             did not before; the authors do not say which version they used.
         frames, select, weights, seed: which frames count, and how much; see rewards.per_frame.
-        device, precision, batch_size: see rewards.encoder.EmbeddingReward.
+        device, precision, batch_size: see rewards.encoders.encoder.EmbeddingReward.
     Raises: RewardError for weights that are missing, damaged, or not exactly those of the architecture.
     Source: HPSv2 (arXiv 2306.09341), tgxs002/HPSv2: hpsv2/img_score.py and src/open_clip/transform.py.
     """

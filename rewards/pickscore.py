@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rewards.contract import RewardError
-from rewards.encoder import EmbeddingReward, check_options
-from rewards.transformers_clip import PREPROCESSORS, TransformersSource
+from rewards.encoders.encoder import EmbeddingReward, check_options
+from rewards.encoders.transformers_clip import PREPROCESSORS, TransformersSource
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -30,7 +30,7 @@ class PickScoreReward(EmbeddingReward):
             them, else what PickScore was trained with.
         scale: "logit" as published, "cosine" (DanceGRPO), or "logit/26", about 0.6 to 1 (Flow-GRPO).
         frames, select, weights, seed: which frames count, and how much; see rewards.per_frame.
-        device, precision, batch_size: see rewards.encoder.EmbeddingReward.
+        device, precision, batch_size: see rewards.encoders.encoder.EmbeddingReward.
     Raises: RewardError for a checkpoint that is missing, damaged or of another architecture.
     Source: Pick-a-Pic (arXiv 2305.01569), yuvalkirstain/PickScore.
     """

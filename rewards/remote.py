@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from rewards.contract import SCOPES, Clip, Reward, RewardError, Scores, settled
-from rewards.session import Session, Unanswered
-from rewards.wire import WireError, check_indices, decode_scores, encode_clips, read_token
+from rewards.serving.session import Session, Unanswered
+from rewards.serving.wire import WireError, check_indices, decode_scores, encode_clips, read_token
 
 log = logging.getLogger("rewards.remote")
 REQUEST_CLIPS = 64

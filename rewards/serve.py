@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from rewards.contract import Reward, RewardError
-from rewards.wire import one_line, read_token
+from rewards.serving.wire import one_line, read_token
 
 STOP_SECONDS = 30
 MAX_CONNECTIONS = 256

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.clip_checkpoints import find
 from rewards.contract import RewardError
-from rewards.encoder import EmbeddingReward, Source, check_options
-from rewards.images import squash
+from rewards.encoders.clip_checkpoints import find
+from rewards.encoders.encoder import EmbeddingReward, Source, check_options
+from rewards.encoders.images import squash
 
 
 class GoalBaselineReward(EmbeddingReward):
@@ -32,7 +32,7 @@ class GoalBaselineReward(EmbeddingReward):
         alpha: in [0, 1]. The authors choose it for every task.
         model, pretrained, path: the CLIP model, named as for rewards.clip.CLIPReward.
         frames, select, weights, seed: which frames count, and how much; see rewards.per_frame.
-        device, precision, batch_size: see rewards.encoder.EmbeddingReward.
+        device, precision, batch_size: see rewards.encoders.encoder.EmbeddingReward.
     Raises: RewardError for a checkpoint that is missing, damaged or of another architecture, and where target and
         baseline are the same. A clip whose own prompt is the baseline is masked.
     Source: VLM-RM (arXiv 2310.12921), AlignmentResearch/vlmrm: src/vlmrm/reward_model.py.

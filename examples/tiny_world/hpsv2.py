@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rewards.images import CLIP_MEAN, CLIP_STD, letterbox
+from rewards.encoders.images import CLIP_MEAN, CLIP_STD, letterbox
 
 from . import clip as tiny_clip
 from . import models, world

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from alignment.objectives import bradley_terry_with_ties
-from rewards.sprite import BACKGROUNDS, COLOURS, SHAPES, SPEEDS
+from rewards.sprite import BACKGROUNDS, COLOURS, SHAPES, SPEEDS, STEPS
 from rewards.video_reward import DIMENSIONS, TOKENS, frame_indices
 
 from . import models, world
@@ -65,6 +65,7 @@ class Batch(NamedTuple):
     prompts: list[str]
     flaws: Tensor  # (B, 3) of VQ, MQ and TA: 0 is perfect
     sprites: world.Sprites
+    offset: Tensor  # (B, F, 2) px that the sprite is off its path
 
 
 class Seen(NamedTuple):
@@ -72,7 +73,9 @@ class Seen(NamedTuple):
 
     tokens: Tensor  # (B, L) ids
     hidden: Tensor  # (B, L, D) last hidden states
-    early: Tensor  # (B, video tokens, D) hidden states behind the second layer
+    video: Tensor  # (B, video tokens, D) hidden states behind the second layer
+    summary: Tensor  # (B, D) the same of the token that ends the video
+    words: Tensor  # (B, L, D) hidden states behind the third layer
     features: Tensor  # (B, video tokens, D) of the vision tower
 
 
@@ -105,7 +108,7 @@ def base_config() -> Qwen2VLConfig:
         "vocab_size": len(ids),
         "hidden_size": 96,
         "intermediate_size": 256,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
@@ -171,8 +174,10 @@ def see(model: nn.Module, ids: PreTrainedTokenizerFast, batch: Batch) -> Seen:
         output_hidden_states=True,
     )
     shape = (len(embeds), VIDEO_TOKENS, -1)
-    early = out.hidden_states[2][is_video].view(shape)
-    return Seen(tokens.input_ids, out.last_hidden_state, early, features.view(shape))
+    second = out.hidden_states[2]
+    summary = second[torch.arange(len(embeds)), is_video.long().cumsum(1).argmax(1) + 1]
+    video = second[is_video].view(shape)
+    return Seen(tokens.input_ids, out.last_hidden_state, video, summary, out.hidden_states[3], features.view(shape))
 
 
 def pixel_mean() -> Tensor:
@@ -203,29 +208,51 @@ class Probes(nn.Module):
     """Linear readings that make the model look, thrown away afterwards. Comparisons alone leave it blind for long.
 
     Looks from the mean vision feature; each video token's own place, since the model knows relative positions only;
-    motion and flaws from the state behind the video.
+    where the sprite is, from the last token of each step in time; everything else from the token that ends the video;
+    and, one layer later, so that it can be worked out from those, how uneven the motion is, from the token that scores
+    it, and whether a word is wrong, from the word.
     """
 
     looks = (len(BACKGROUNDS), len(COLOURS), len(SHAPES))
     places = (len(FRAMES) // TEMPORAL, *[world.SIZE // PATCH // MERGE] * 2)
-    motions = (len(world.DIRECTIONS), len(SPEEDS), LEVELS, LEVELS)
+    motions = (len(world.DIRECTIONS), len(SPEEDS), LEVELS)
 
     def __init__(self, width: int):
         super().__init__()
-        self.look, self.place, self.motion = (
-            nn.Linear(width, sum(classes)) for classes in (self.looks, self.places, self.motions)
+        self.look, self.place, self.all = (
+            nn.Linear(width, sum(classes)) for classes in (self.looks, self.places, self.looks + self.motions)
         )
+        self.centre, self.jump, self.word = (nn.Linear(width, size) for size in (2 * TEMPORAL, LEVELS, 1))
 
-    def loss(self, ids: PreTrainedTokenizerFast, seen: Seen, batch: Batch) -> Tensor:
-        """Sum of the cross-entropies, that of places averaged."""
-        s, width = batch.sprites, seen.early.shape[-1]
+    def loss(self, ids: PreTrainedTokenizerFast, seen: Seen, batch: Batch) -> dict[str, Tensor]:
+        s = batch.sprites
+        video, words, summary = (F.layer_norm(h, h.shape[-1:]) for h in (seen.video, seen.words, seen.summary))
         grid = torch.cartesian_prod(*(torch.arange(n) for n in self.places)).repeat(len(batch.prompts), 1)
-        end = (seen.tokens == ids.convert_tokens_to_ids("<|vision_end|>")).long().argmax(1)
-        behind = seen.hidden[torch.arange(len(end)), end]
-        targets = (s.direction, s.speed, batch.flaws[:, 0], batch.flaws[:, 1])
-        look = _entropies(self.look(seen.features.mean(1)), self.looks, (s.background, s.colour, s.shape))
-        place = _entropies(self.place(F.layer_norm(seen.early, (width,))).flatten(0, 1), self.places, grid.unbind(1))
-        return look + place / 3 + _entropies(self.motion(behind), self.motions, targets)
+        steps = video.view(len(video), self.places[0], -1, video.shape[-1])[:, :, -1]
+        centre = (world.centres(s) + batch.offset)[:, FRAMES].view(len(video), self.places[0], -1) / (
+            world.SIZE / 2
+        ) - 1
+        wrong, named = self.wrong_words(ids, seen.tokens, s)
+        looks = (s.background, s.colour, s.shape)
+        motions = (s.direction, s.speed, batch.flaws[:, 0])
+        scoring = words[seen.tokens == ids.convert_tokens_to_ids(TOKENS[1])]
+        return {
+            "look": _entropies(self.look(seen.features.mean(1)), self.looks, looks),
+            "place": _entropies(self.place(video).flatten(0, 1), self.places, grid.unbind(1)) / 3,
+            "centre": 10 * F.mse_loss(self.centre(steps), 2 * centre / world.SIZE - 1),
+            "all": _entropies(self.all(summary), self.looks + self.motions, looks + motions),
+            "jump": F.cross_entropy(self.jump(scoring), batch.flaws[:, 1]),
+            "word": 3 * F.binary_cross_entropy_with_logits(self.word(words)[named].squeeze(-1), wrong[named].float()),
+        }
+
+    @staticmethod
+    def wrong_words(ids: PreTrainedTokenizerFast, tokens: Tensor, sprites: world.Sprites) -> tuple[Tensor, Tensor]:
+        """(B, L) bool twice: words that do not fit what a clip shows, and words that could."""
+        said = [set(ids.convert_tokens_to_ids(caption.split())) for caption in world.captions(sprites)]
+        attribute = set(ids.convert_tokens_to_ids([*COLOURS, *SHAPES, *BACKGROUNDS, *STEPS, *SPEEDS]))
+        rows = list(zip(tokens.tolist(), said, strict=True))
+        wrong = torch.tensor([[token in attribute and token not in right for token in row] for row, right in rows])
+        return wrong, torch.tensor([[token in attribute for token in row] for row, _ in rows])
 
 
 def _entropies(logits: Tensor, classes: tuple[int, ...], targets: tuple[Tensor, ...]) -> Tensor:
@@ -237,9 +264,9 @@ def draw(num: int, generator: torch.Generator) -> Batch:
     """Clips with flaws of every kind and level, each drawn by itself."""
     sprites = world.sample(num, generator)
     flaws = torch.randint(LEVELS, (num, 3), generator=generator)
-    video = world.render(sprites, motion_flaw(sprites, flaws[:, 1], generator))
+    offset = motion_flaw(sprites, flaws[:, 1], generator)
     prompts, flaws[:, 2] = wrong_words(sprites, flaws[:, 2], generator)
-    return Batch(visual_flaw(video, flaws[:, 0], generator), prompts, flaws, sprites)
+    return Batch(visual_flaw(world.render(sprites, offset), flaws[:, 0], generator), prompts, flaws, sprites, offset)
 
 
 def motion_flaw(sprites: world.Sprites, level: Tensor, generator: torch.Generator) -> Tensor:
@@ -289,7 +316,7 @@ def wrong_words(sprites: world.Sprites, level: Tensor, generator: torch.Generato
 def preference_loss(raw: Tensor, flaws: Tensor) -> Tensor:
     """Bradley-Terry with ties over all pairs of a batch, for each dimension. raw, flaws: (B, 3)."""
     i, j = torch.triu_indices(len(raw), len(raw), offset=1)
-    return bradley_terry_with_ties(raw[i] - raw[j], (flaws[j] - flaws[i]).sign()).mean()
+    return bradley_terry_with_ties(raw[i] - raw[j], (flaws[j] - flaws[i]).sign()).mean(0).sum()
 
 
 def train(folder: Path, budget: Budget, seed: int = 0, batch: int = 32) -> tuple[nn.Module, PreTrainedTokenizerFast]:
@@ -310,9 +337,10 @@ def train(folder: Path, budget: Budget, seed: int = 0, batch: int = 32) -> tuple
         preference = preference_loss(scores(model, ids, seen), part.flaws)
         captions = caption_loss(model, ids, seen, part.flaws[:, 2] == 0)
         readings = probes.loss(ids, seen, part)
-        training.update(preference + captions + 0.3 * readings)
+        training.update(preference + captions + 0.3 * sum(readings.values()))
         if training.step % 50 == 0 or training.done:
-            row = f"preference {preference:.4f} captions {captions:.4f} readings {readings:.4f}"
+            parts = {"preference": preference, "captions": captions, **readings}
+            row = " ".join(f"{name} {value:.3f}" for name, value in parts.items())
             print(f"video_reward {training.step} {training.elapsed:.0f}s {row}", flush=True)
         training.save_if_due()
     return model.eval(), ids
@@ -324,7 +352,7 @@ def raw_scores(model: nn.Module, ids: PreTrainedTokenizerFast, batch: Batch, siz
     parts = []
     for start in range(0, len(batch.video), size):
         part = slice(start, start + size)
-        piece = Batch(batch.video[part], batch.prompts[part], batch.flaws[part], batch.sprites)
+        piece = batch._replace(video=batch.video[part], prompts=batch.prompts[part])
         parts.append(scores(model, ids, see(model, ids, piece)))
     return torch.cat(parts)
 
@@ -337,7 +365,7 @@ def accuracy(model: nn.Module, ids: PreTrainedTokenizerFast, num: int = 384, see
     clean, right, one = world.render(sprites), world.captions(sprites), torch.ones(num, dtype=torch.long)
 
     def raw(video: Tensor, prompts: list[str]) -> Tensor:
-        return raw_scores(model, ids, Batch(video, prompts, torch.zeros(num, 3, dtype=torch.long), sprites))
+        return raw_scores(model, ids, Batch(video, prompts, torch.zeros(num, 3), sprites, torch.zeros(())))
 
     def won(worse: Tensor, dimension: int) -> float:
         return (best[:, dimension] > worse[:, dimension]).float().mean().item()
@@ -406,7 +434,7 @@ def released_name(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="bound on the training time (default: none)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

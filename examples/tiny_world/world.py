@@ -74,11 +74,16 @@ def _reach(shape: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([of_shape[0], of_shape[1]], -1), torch.stack([of_shape[0], of_shape[2]], -1)
 
 
-def render(sprites: Sprites, offset: Tensor | float = 0.0) -> Tensor:
-    """Draw clips: (N, F, 3, H, W) in [0, 1]. offset: (N, F, 2) px by which the sprite is off its path."""
+def centres(sprites: Sprites) -> Tensor:
+    """Where the sprites are: (N, F, 2) px."""
     time = torch.arange(FRAMES) - (FRAMES - 1) / 2
     velocity = direction_vectors()[sprites.direction] * sprites.pace[:, None]
-    centre = sprites.middle[:, None] + time[:, None] * velocity[:, None] + offset  # (N, F, 2)
+    return sprites.middle[:, None] + time[:, None] * velocity[:, None]
+
+
+def render(sprites: Sprites, offset: Tensor | float = 0.0) -> Tensor:
+    """Draw clips: (N, F, 3, H, W) in [0, 1]. offset: (N, F, 2) px by which the sprite is off its path."""
+    centre = centres(sprites) + offset  # (N, F, 2)
     pixel = torch.arange(SIZE) + 0.5
     dx = (pixel[None, :] - centre[..., 0, None, None]).expand(-1, -1, SIZE, -1)
     dy = (pixel[:, None] - centre[..., 1, None, None]).expand(-1, -1, -1, SIZE)

@@ -1,1 +1,1 @@
-"""The server of `python -m rewards.serve`: one worker a reward, and the HTTP around them."""
+"""What `python -m rewards.serve` and `rewards.remote` are made of: the wire, one worker a reward, HTTP, sessions."""

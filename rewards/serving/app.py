@@ -3,7 +3,7 @@
     GET  /health                                 {"ready": true, "rewards": {name: counts and queue}}
     GET  /rewards                                {"rewards": {name: {"scope": ..., "differentiable": false}}}
     GET  /rewards/{name}/frames?length=&fps=     {"indices": [...]}, the frames that the reward looks at
-    POST /rewards/{name}                         clips in, scores out (rewards/wire.py)
+    POST /rewards/{name}                         clips in, scores out (rewards/serving/wire.py)
 
 A refusal is {"error": "one line"}: 400 a question of another form, 401 no or another token, 404 no such reward, 408 a
 body that comes too slowly, 413 one that is too large, 422 clips that the reward refuses, 500 clips that it fails on,
@@ -26,8 +26,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rewards.contract import Clip, Scores
+from rewards.serving.wire import Limits, WireError, decode_clips, encode_scores, one_line
 from rewards.serving.worker import QueueFull, ScoringFailed, Worker
-from rewards.wire import Limits, WireError, decode_clips, encode_scores, one_line
 
 LONGEST_CLIP = 100_000  # frames that a client may ask indices for
 LINGER_SECONDS = 2.0  # a client that still writes when the connection closes may never see why

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from rewards.contract import Clip, Reward, RewardError, Scores
-from rewards.wire import check_indices, one_line, restored
+from rewards.serving.wire import check_indices, one_line, restored
 
 log = logging.getLogger("rewards.serve")
 MAX_CAUSES = 1000  # remembered, so that each is logged once

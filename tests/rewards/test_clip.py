@@ -9,8 +9,8 @@ from PIL import Image
 
 from rewards import Clip
 from rewards.clip import CLIPReward
-from rewards.encoder import MAX_CACHED_PROMPTS
-from rewards.images import prepare
+from rewards.encoders.encoder import MAX_CACHED_PROMPTS
+from rewards.encoders.images import prepare
 
 PROMPTS = ["a red circle moving left", "a blue square", "a green triangle moving up quickly"]
 

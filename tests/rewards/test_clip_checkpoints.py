@@ -8,7 +8,7 @@ import torch
 
 from rewards import Clip, RewardError, load
 from rewards.clip import CLIPReward
-from rewards.clip_checkpoints import OpenClipSource, find_built_in
+from rewards.encoders.clip_checkpoints import OpenClipSource, find_built_in
 
 from .conftest import PREPROCESS
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rewards import RewardError, check, load
-from rewards.transformers_clip import prepare
+from rewards.encoders.transformers_clip import prepare
 
 PROMPTS = ["A red circle, moving left!", "a blue square " * 20]  # the second is longer than 24 tokens
 
@@ -99,7 +99,7 @@ def test_the_rounding_of_pil_is_all_that_is_missing(shape, monkeypatch):
             images = (resize(images, part, interpolation, antialias=True).clamp(0, 1) * 255).round() / 255
         return images
 
-    monkeypatch.setattr("rewards.transformers_clip.resize_as_pil", with_rounding)
+    monkeypatch.setattr("rewards.encoders.transformers_clip.resize_as_pil", with_rounding)
     plain = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "do_normalize": True}
     plain |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     frames = noise(4, 3, *shape)

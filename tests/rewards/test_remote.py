@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rewards import Clip, RewardError, answers, load, remote
-from rewards.wire import quantised
+from rewards.serving.wire import quantised
 from tests.rewards import served_rewards
 from tests.rewards.servers import health, serving, wait_until
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from rewards import Clip, RewardError, remote
-from rewards.session import LONGEST_RETRY_AFTER, _retry_after
-from rewards.wire import encode_clips
+from rewards.serving.session import LONGEST_RETRY_AFTER, _retry_after
+from rewards.serving.wire import encode_clips
 from tests.rewards import served_rewards
 from tests.rewards.servers import ROOT, health, serving, wait_until
 
@@ -199,7 +199,7 @@ def pauses(monkeypatch):
         seconds.append(wait)
         await sleep(0)
 
-    monkeypatch.setattr("rewards.session.asyncio.sleep", record)
+    monkeypatch.setattr("rewards.serving.session.asyncio.sleep", record)
     return seconds
 
 
@@ -290,6 +290,6 @@ def test_a_server_of_something_else_is_an_error(scripted, body):
 
 
 def test_an_endless_answer_is_cut(scripted, monkeypatch):
-    monkeypatch.setattr("rewards.session.LARGEST_ANSWER", 1000)
+    monkeypatch.setattr("rewards.serving.session.LARGEST_ANSWER", 1000)
     with pytest.raises(RewardError, match="more than 1000 bytes"):
         remote(scripted((200, {}, b" " * 5000)).url, "a")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rewards import Clip, RewardError, remote
-from rewards.wire import encode_clips
+from rewards.serving.wire import encode_clips
 from tests.rewards.servers import serving
 from tests.rewards.test_remote_wire import HOSTILE, Opens
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from rewards import Clip, Scores
-from rewards.wire import (
+from rewards.serving.wire import (
     Limits,
     WireError,
     decode_clips,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rewards.contract import RewardError
-from rewards.wire import WireError, one_line, read_error, read_json
+from rewards.serving.wire import WireError, one_line, read_error, read_json
 
 if TYPE_CHECKING:
     import ssl

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rewards.checkpoints import read_json
 from rewards.contract import RewardError
-from rewards.encoder import Towers
-from rewards.images import BICUBIC, BILINEAR, pad, resize_as_pil, shortest_shape
+from rewards.encoders.encoder import Towers
+from rewards.encoders.images import BICUBIC, BILINEAR, pad, resize_as_pil, shortest_shape
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")

@@ -21,9 +21,9 @@ import torch
 
 from rewards.checkpoints import read_json, read_tensors
 from rewards.contract import RewardError
-from rewards.encoder import Source, Towers
-from rewards.images import prepare
-from rewards.transformers_clip import HUB_ID, TransformersSource
+from rewards.encoders.encoder import Source, Towers
+from rewards.encoders.images import prepare
+from rewards.encoders.transformers_clip import HUB_ID, TransformersSource
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
 # What open_clip, torch and safetensors raise for files that are missing, damaged, or of another model.
