@@ -128,14 +128,16 @@ class Reward:
                     f"reward {self.name}: a clip's video is {video.dtype} {tuple(video.shape)}, expected (F, 3, H, W) "
                     "float in [0, 1]; move channels to axis 1 and divide bytes by 255"
                 )
-            low, high = (value.item() for value in video.detach().aminmax())  # NaN anywhere makes both NaN
+            if not clip.fps > 0:
+                raise RewardError(f"reward {self.name}: a clip has {clip.fps} frames a second")
+        device = clips[0].video.device
+        bounds = [torch.stack(clip.video.detach().aminmax()).float().to(device) for clip in clips]
+        for clip, (low, high) in zip(clips, torch.stack(bounds).tolist(), strict=True):  # NaN anywhere makes both NaN
             if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
                 raise RewardError(
                     f"reward {self.name}: the video of {clip.prompt[:80]!r} has pixels from {low:.3g} to {high:.3g}, "
                     "expected [0, 1] without NaN"
                 )
-            if not clip.fps > 0:
-                raise RewardError(f"reward {self.name}: a clip has {clip.fps} frames a second")
 
     def _checked(self, answer: Any, num: int) -> Scores:
         if not isinstance(answer, Scores):

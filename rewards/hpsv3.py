@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from rewards.checkpoints import read_tensors, snapshot
 from rewards.contract import Clip, RewardError, Scores
 from rewards.frames import FrameReward, frame_plan
-from rewards.qwen2_vl import DTYPES, Qwen2VLReward, looks_local, resized, smart_resize
+from rewards.qwen2_vl import DTYPES, TEMPLATE_FILE, Qwen2VLReward, looks_local, read_prompt, resized, smart_resize
 
 TOKEN = "<|Reward|>"
-TEMPLATE_FILE = "prompt_template.txt"
+ORIGIN = "HPSv3/hpsv3/dataset/data_collator_qwen.py"  # of the prompt
 PIXELS = 256 * 28 * 28  # of an image, as nearly as its ratio allows: both bounds of the authors' resizing
 
 
@@ -133,13 +133,4 @@ def find_weights(path: str) -> Path:
 
 def read_template(folder: Path, path: str | None) -> str:
     """The authors' instruction followed by their question. Raises: RewardError, one line."""
-    file = Path(path) if path else folder / TEMPLATE_FILE
-    if not file.is_file():
-        raise RewardError(
-            f"reward hpsv3: no {file}; the prompt is part of the checkpoint's format: write it with "
-            f"python -m rewards.extract_template PATH/TO/HPSv3/hpsv3/dataset/data_collator_qwen.py --out {file}"
-        )
-    template = file.read_bytes().decode("utf-8")
-    if template.count(TOKEN) != 1 or template.count("{text_prompt}") != 1:
-        raise RewardError(f"reward hpsv3: {file} must hold {TOKEN} and {{text_prompt}} once each")
-    return template
+    return read_prompt("hpsv3", Path(path) if path else folder / TEMPLATE_FILE, [TOKEN], ORIGIN)

@@ -28,6 +28,7 @@ from rewards.contract import RewardError
 MAX_RATIO = 200  # of a frame's sides
 TEXT_FILES = ["*.json", "*.txt", "*.jinja"]
 PLACEHOLDERS = {"video": "<|video_pad|>", "image": "<|image_pad|>"}
+TEMPLATE_FILE = "prompt_template.txt"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EMBEDDING = "language_model.embed_tokens.weight"
 
@@ -208,6 +209,29 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 def looks_local(path: str) -> bool:
     """Whether a path is meant as a folder: hub ids are owner/name."""
     return path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
+def read_prompt(where: str, file: Path, tokens: Sequence[str], origin: str) -> str:
+    """A prompt template with `tokens` in this order and {text_prompt}, once each.
+
+    Args: origin: the authors' file that holds it, for the message.
+    Raises: RewardError, one line.
+    """
+    if not file.is_file():
+        raise RewardError(
+            f"reward {where}: no {file}; the prompt is part of the checkpoint's format: write it with "
+            f"python -m rewards.extract_template PATH/TO/{origin} --out {file}"
+        )
+    try:
+        template = file.read_bytes().decode("utf-8")
+    except ValueError as error:
+        raise RewardError(f"reward {where}: {file} is not UTF-8 text; extract it again") from error
+    places = [template.find(token) for token in tokens]
+    if any(template.count(token) != 1 for token in tokens) or places != sorted(places):
+        raise RewardError(f"reward {where}: {file} must hold {', '.join(tokens)} once each, in this order")
+    if template.count("{text_prompt}") != 1:
+        raise RewardError(f"reward {where}: {file} must hold {{text_prompt}} once")
+    return template
 
 
 def find_base(where: str, folder: Path, named: str | None) -> str:

@@ -24,11 +24,19 @@ from torch import Tensor, nn
 
 from rewards.checkpoints import read_json, read_tensors, snapshot
 from rewards.contract import Clip, Reward, RewardError, Scores
-from rewards.qwen2_vl import DTYPES, Qwen2VLReward, find_base, looks_local, resized, smart_resize
+from rewards.qwen2_vl import (
+    DTYPES,
+    TEMPLATE_FILE,
+    Qwen2VLReward,
+    find_base,
+    looks_local,
+    read_prompt,
+    resized,
+    smart_resize,
+)
 
 DIMENSIONS = ("VQ", "MQ", "TA")
 TOKENS = tuple(f"<|{name}_reward|>" for name in DIMENSIONS)
-TEMPLATE_FILE = "prompt_template.txt"
 TEMPLATE_HASHES = {"detailed_special": "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"}
 MIN_PIXELS, MIN_FRAMES, MAX_FRAMES, FRAME_FACTOR = 128 * 28 * 28, 4, 768, 2
 CHECKPOINT_FILES = ["*.json", "*.txt", "checkpoint-*/*"]
@@ -179,7 +187,9 @@ class VideoReward(Reward):
 
 
 def frame_indices(length: int, fps: float, wanted_fps: float, num_frames: int | None = None) -> list[int]:
-    """An even number of evenly spaced frames, about `wanted_fps` a second and four at least, or about `num_frames`.
+    """Evenly spaced frames, an even number: about `wanted_fps` a second and four at least, or about `num_frames`.
+
+    A clip of fewer than `num_frames` gives all of its frames; an odd last one is then shown twice.
 
     Source: VideoAlign, vision_process.py. Raises: RewardError for a clip of one frame.
     """
@@ -191,7 +201,7 @@ def frame_indices(length: int, fps: float, wanted_fps: float, num_frames: int | 
         # the last digit, and a number half way between two may not go the other way.
         wanted = round(length / fps * wanted_fps, 6)
         num_frames = min(max(wanted, MIN_FRAMES), most)
-    num = min(round(num_frames / FRAME_FACTOR) * FRAME_FACTOR, length // FRAME_FACTOR * FRAME_FACTOR)
+    num = min(round(num_frames / FRAME_FACTOR) * FRAME_FACTOR, length)
     return torch.linspace(0, length - 1, num).round().long().tolist()
 
 
@@ -252,22 +262,12 @@ def find_weights(folder: Path, step: int | None) -> Path:
 def read_template(folder: Path, path: str | None, kind: str) -> str:
     """The prompt template, checked. Raises: RewardError, one line."""
     file = Path(path) if path else folder / TEMPLATE_FILE
-    if not file.is_file():
-        raise RewardError(
-            f"reward video_reward: no {file}; the template is part of the checkpoint's format: write it with "
-            f"python -m rewards.extract_template PATH/TO/VideoAlign/prompt_template.py --out {folder / TEMPLATE_FILE}"
-        )
-    template = file.read_bytes().decode("utf-8")
+    template = read_prompt("video_reward", file, TOKENS, "VideoAlign/prompt_template.py")
     known = TEMPLATE_HASHES.get(kind)
     if known and hashlib.sha256(template.encode()).hexdigest() != known:
         raise RewardError(
             f"reward video_reward: {file} is not the template of type {kind} (its sha256 differs); extract it again"
         )
-    places = [template.find(token) for token in TOKENS]
-    if [template.count(token) for token in TOKENS] != [1, 1, 1] or places != sorted(places):
-        raise RewardError(f"reward video_reward: {file} must hold {', '.join(TOKENS)} once each, in this order")
-    if template.count("{text_prompt}") != 1:
-        raise RewardError(f"reward video_reward: {file} must hold {{text_prompt}} once")
     return template
 
 

@@ -82,7 +82,7 @@ class Service:
         if not (1 <= length <= LONGEST_CLIP and 0 < fps <= 1000):
             raise HTTPException(400, f"expected a length of 1 to {LONGEST_CLIP} and fps above 0, at most 1000")
         try:
-            return JSONResponse({"indices": worker.indices(length, fps)})
+            return JSONResponse({"indices": await asyncio.to_thread(worker.indices, length, fps)})
         except ScoringFailed as error:
             raise _failed(error) from error
 

@@ -124,6 +124,8 @@ def _clip(video: Tensor, prompt: Any, fps: Any, group: Any, meta: Any, limits: L
         raise WireError("fps: expected numbers above 0, at most 1000")
     if type(group) is not int or abs(group) > LARGEST_INTEGER:
         raise WireError("groups: expected integers")
+    if isinstance(meta, dict) and isinstance(meta.get("reference"), str):
+        raise WireError("meta: names a reference file, but the server opens no files for its clients; send pixels")
     if not isinstance(meta, dict):
         raise WireError("meta: expected objects")
     return Clip(video, prompt, float(fps), group, meta)

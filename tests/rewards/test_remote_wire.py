@@ -99,6 +99,7 @@ HOSTILE = {
     "metadata with infinity": with_text(json.dumps({**GOOD, "meta": [{"a": math.inf}, {}]})),
     "metadata beyond a float": with_text(json.dumps(GOOD).replace("16.0", "1e999")),
     "metadata with a long integer": with_text(json.dumps(GOOD).replace("16.0", "9" * 100_000)),
+    "metadata that names a file": with_text(json.dumps({**GOOD, "meta": [{"reference": "/etc/hostname"}, {}]})),
     "deep metadata": with_text("[" * 100_000),
     "deep meta": with_text(json.dumps(GOOD).replace('"x"', "[" * 100_000 + "]" * 100_000)),
     "metadata that is a list": with_text("[]"),

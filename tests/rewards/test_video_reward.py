@@ -142,6 +142,10 @@ def test_frames_that_were_picked_are_picked_again(length, fps):
     assert frame_indices(len(found), fps * len(found) / length, 2.0) == list(range(len(found)))
 
 
+def test_a_clip_of_fewer_frames_than_asked_for_is_looked_at_whole():
+    assert frame_indices(7, 16.0, 2.0, num_frames=10) == list(range(7))
+
+
 def test_a_fixed_number_of_frames_or_another_rate(folder):
     assert len(load("video_reward", path=str(folder), num_frames=7, device="cpu").indices(81, 16.0)) == 8
     assert len(load("video_reward", path=str(folder), fps=4.0, device="cpu").indices(81, 16.0)) == 20
