@@ -104,7 +104,7 @@ def save(folder: Path, clip: open_clip.CLIP) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=math.inf, help="bound on the training time (default: none)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -4,7 +4,7 @@ A small Qwen2-VL, trained from nothing with the Bradley-Terry loss with ties on 
 colours for visual quality, jitter and stutter for motion quality, wrong words for text alignment. All clips of a batch
 are compared with one another.
 
-    python -m examples.tiny_world.video_reward --out runs/tiny_world/video_reward     # 15 minutes on one CPU core
+    python -m examples.tiny_world.video_reward --out runs/tiny_world/video_reward     # 35 minutes on one CPU core
 
     B batch, F frames, L tokens, D hidden size
 """
@@ -209,8 +209,8 @@ class Probes(nn.Module):
 
     Looks from the mean vision feature; each video token's own place, since the model knows relative positions only;
     where the sprite is, from the last token of each step in time; everything else from the token that ends the video;
-    and, one layer later, so that it can be worked out from those, how uneven the motion is, from the token that scores
-    it, and whether a word is wrong, from the word.
+    one layer later, where it can be looked up, the whole path from the token that scores motion, and whether a word is
+    wrong from the word; and how uneven the motion is, from the last state of the former.
     """
 
     looks = (len(BACKGROUNDS), len(COLOURS), len(SHAPES))
@@ -222,26 +222,26 @@ class Probes(nn.Module):
         self.look, self.place, self.all = (
             nn.Linear(width, sum(classes)) for classes in (self.looks, self.places, self.looks + self.motions)
         )
-        self.centre, self.jump, self.word = (nn.Linear(width, size) for size in (2 * TEMPORAL, LEVELS, 1))
+        self.centre, self.path = nn.Linear(width, 2 * TEMPORAL), nn.Linear(width, 2 * len(FRAMES))
+        self.jump, self.word = nn.Linear(width, LEVELS), nn.Linear(width, 1)
 
     def loss(self, ids: PreTrainedTokenizerFast, seen: Seen, batch: Batch) -> dict[str, Tensor]:
         s = batch.sprites
         video, words, summary = (F.layer_norm(h, h.shape[-1:]) for h in (seen.video, seen.words, seen.summary))
         grid = torch.cartesian_prod(*(torch.arange(n) for n in self.places)).repeat(len(batch.prompts), 1)
         steps = video.view(len(video), self.places[0], -1, video.shape[-1])[:, :, -1]
-        centre = (world.centres(s) + batch.offset)[:, FRAMES].view(len(video), self.places[0], -1) / (
-            world.SIZE / 2
-        ) - 1
+        path = 2 * (world.centres(s) + batch.offset)[:, FRAMES].flatten(1) / world.SIZE - 1
         wrong, named = self.wrong_words(ids, seen.tokens, s)
         looks = (s.background, s.colour, s.shape)
         motions = (s.direction, s.speed, batch.flaws[:, 0])
-        scoring = words[seen.tokens == ids.convert_tokens_to_ids(TOKENS[1])]
+        scoring = seen.tokens == ids.convert_tokens_to_ids(TOKENS[1])
         return {
             "look": _entropies(self.look(seen.features.mean(1)), self.looks, looks),
             "place": _entropies(self.place(video).flatten(0, 1), self.places, grid.unbind(1)) / 3,
-            "centre": 10 * F.mse_loss(self.centre(steps), 2 * centre / world.SIZE - 1),
+            "centre": 10 * F.mse_loss(self.centre(steps).flatten(1), path),
+            "path": 10 * F.mse_loss(self.path(words[scoring]), path),
             "all": _entropies(self.all(summary), self.looks + self.motions, looks + motions),
-            "jump": F.cross_entropy(self.jump(scoring), batch.flaws[:, 1]),
+            "jump": F.cross_entropy(self.jump(seen.hidden[scoring]), batch.flaws[:, 1]),
             "word": 3 * F.binary_cross_entropy_with_logits(self.word(words)[named].squeeze(-1), wrong[named].float()),
         }
 

@@ -127,9 +127,14 @@ def vocabulary() -> list[str]:
     return ["a", "sprite", "moving", "on", "background", *attributes]
 
 
-def prompt_split(num_train: int = 192, num_heldout: int = 256, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Training and held-out prompts for alignment, without speed words and with no combination in both."""
+def prompt_split(
+    num_train: int = 192, num_heldout: int = 256, seed: int = 0, speeds: bool = False
+) -> tuple[list[str], list[str]]:
+    """Training and held-out prompts for alignment, with or without speed words; no combination is in both."""
     combinations = list(itertools.product(BACKGROUNDS, COLOURS, SHAPES, DIRECTIONS))
-    order = torch.randperm(len(combinations), generator=torch.Generator().manual_seed(seed)).tolist()
-    prompts = [caption(*combinations[i], None) for i in order[: num_train + num_heldout]]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(combinations), generator=generator)[: num_train + num_heldout].tolist()
+    paces = [list(SPEEDS)[i] for i in torch.randint(len(SPEEDS), (len(order),), generator=generator).tolist()]
+    rows = zip(order, paces, strict=True)
+    prompts = [caption(*combinations[i], pace if speeds else None) for i, pace in rows]
     return prompts[:num_train], prompts[num_train:]

@@ -55,10 +55,11 @@ def test_dropped_captions_are_true():
     assert all(unknown not in ids for ids in models.tokenizer()(texts).input_ids)
 
 
-def test_prompt_files_are_the_split_of_the_world():
-    train, heldout = world.prompt_split()
-    assert (FOLDER / "prompts/train.txt").read_text().splitlines() == train
-    assert (FOLDER / "prompts/heldout.txt").read_text().splitlines() == heldout
+@pytest.mark.parametrize("suffix", ["", "_speed"])
+def test_prompt_files_are_the_split_of_the_world(suffix):
+    train, heldout = world.prompt_split(speeds=bool(suffix))
+    assert (FOLDER / f"prompts/train{suffix}.txt").read_text().splitlines() == train
+    assert (FOLDER / f"prompts/heldout{suffix}.txt").read_text().splitlines() == heldout
     assert (len(set(train)), len(set(heldout)), len(set(train) & set(heldout))) == (192, 256, 0)
 
 
