@@ -4,7 +4,7 @@ The tiny CLIP, tuned as HPSv2 is on choices between two images for a prompt (arX
 scaled cosines is the probability of the choice. The better frame has no noise, blur or faded colours, or shows what the
 prompt says. Frames are prepared as HPSv2 does, not as the tiny CLIP does.
 
-    python -m examples.tiny_world.hpsv2 --out runs/tiny_world/hpsv2      # two minutes on one CPU core
+    python -m examples.tiny_world.hpsv2 --out runs/tiny_world/hpsv2      # six minutes on a busy CPU core
 
     B pairs
 """
