@@ -8,15 +8,17 @@ mean=weighted:rewards={a: sprite_motion, b: {use: clip, options: {path: checkpoi
 
 from __future__ import annotations
 
+import argparse
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rewards.contract import RewardError
+from rewards.contract import RewardError, one_line
 
 KEY = r"[A-Za-z_]\w*="
 ARGUMENT = re.compile(rf"(?:(?P<name>[A-Za-z_][\w.-]*)=)?(?P<use>[^=]+?)(?::(?P<options>{KEY}.*))?", re.DOTALL)
@@ -63,10 +65,23 @@ def parse_rewards(texts: Sequence[str]) -> dict[str, RewardArgument]:
     return found
 
 
+def above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A reader of numbers above 0, for argparse."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
+        return value
+
+    number.__name__ = f"positive {kind.__name__}"  # argparse names it where the text is no number
+    return number
+
+
 def _typed(value: str, where: str) -> Any:
     try:
         typed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
     except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise RewardError(f"{where}: {value!r} is not a YAML value ({reason}); quote it") from error
     return typed["value"]

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from rewards.contract import RewardError
+from rewards.contract import RewardError, one_line
 
+# What torch, safetensors, open_clip and transformers raise for files that are missing, damaged, or of another model.
+LOAD_ERRORS = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, StopIteration, ImportError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
 PREFIX = "base_model.model."  # that peft puts before every name, once or more
 # Names since transformers 4.52 and before, to those of Qwen2VLModel; the first that fits counts.
 QWEN2_VL_NAMES = (
@@ -31,7 +38,6 @@ def read_tensors(where: str, path: Path) -> dict[str, Tensor]:
 
     Raises: RewardError for a file that is missing, damaged, or holds anything else.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -40,8 +46,8 @@ def read_tensors(where: str, path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RewardError(f"reward {where}: no weights file {path}") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except LOAD_ERRORS as error:
+        reason = one_line(error)
         raise RewardError(
             f"reward {where}: {path} cannot be read as plain tensors; copy it again ({reason})"
         ) from error
@@ -98,9 +104,19 @@ def merge_lora(where: str, state: Mapping[str, Tensor], scale: float) -> dict[st
     return plain
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a path names a repository on the hub, owner/name, and nothing here."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not Path(path).exists()
+
+
 def snapshot(where: str, repository: str, patterns: list[str]) -> Path:
-    """A folder, or a hub id of which the files that match `patterns` are downloaded on first use."""
-    if Path(repository).is_dir():
+    """A folder, or a hub id of which the files that match `patterns` are downloaded on first use.
+
+    Raises: RewardError, one line.
+    """
+    if not is_hub_id(repository):
+        if not Path(repository).is_dir():
+            raise RewardError(f"reward {where}: {repository} is not a folder here, and it is no hub id, owner/name")
         return Path(repository)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -108,7 +124,7 @@ def snapshot(where: str, repository: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise RewardError(
             f"reward {where}: {repository} is not a folder here and cannot be fetched from the hub ({reason})"
         ) from error

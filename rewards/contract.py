@@ -25,6 +25,11 @@ class RewardError(ValueError):
     """A reward that cannot be loaded, that is asked something impossible, or that answers with something else."""
 
 
+def one_line(reason: object) -> str:
+    """What an exception or a stranger says, in one printable line of 300 characters at most."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(reason).split())[:300])
+
+
 @dataclass(frozen=True)
 class Clip:
     """One video and what it was made for."""

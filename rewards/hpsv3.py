@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards.checkpoints import read_tensors, snapshot
+from rewards.checkpoints import is_hub_id, read_tensors, snapshot
 from rewards.contract import Clip, RewardError, Scores
 from rewards.frames import FrameReward, frame_plan
-from rewards.qwen2_vl import DTYPES, TEMPLATE_FILE, Qwen2VLReward, looks_local, read_prompt, resized, smart_resize
+from rewards.qwen2_vl import DTYPES, TEMPLATE_FILE, Qwen2VLReward, read_prompt, resized, smart_resize
 
 TOKEN = "<|Reward|>"
 ORIGIN = "HPSv3/hpsv3/dataset/data_collator_qwen.py"  # of the prompt
@@ -87,7 +87,7 @@ class HPSv3(FrameReward):
             raise RewardError(f"reward hpsv3: batch_size {batch_size!r}: expected a positive whole number")
         if dtype is not None and dtype not in DTYPES:
             raise RewardError(f"reward hpsv3: dtype {dtype!r} is none of {', '.join(DTYPES)}")
-        if Path(path).exists() or looks_local(path):
+        if not is_hub_id(path):
             read_template(find_weights(path).parent, template)
 
     def score_frames(self, frames: Sequence[Clip]) -> Scores:
@@ -124,8 +124,8 @@ def find_weights(path: str) -> Path:
     """The one weights file that `path` names or holds. Raises: RewardError, one line."""
     if Path(path).is_file():
         return Path(path)
-    folder = Path(path) if looks_local(path) else snapshot("hpsv3", path, ["HPSv3.safetensors", "*.txt"])
-    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    folder = snapshot("hpsv3", path, ["HPSv3.safetensors", "*.txt"])
+    found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise RewardError(f"reward hpsv3: {folder} holds {len(found)} .safetensors files, expected HPSv3.safetensors")
     return found[0]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rewards.contract import LiftedFunction, Reward, RewardError, is_reward, lift
+from rewards.contract import LiftedFunction, Reward, RewardError, is_reward, lift, one_line
 from rewards.known import KNOWN
 
 # Known rewards that are made of others, and the option that names these.
@@ -73,7 +73,7 @@ def check(use: str, /, **options: Any) -> None:
             raise
         except (TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
             given = ", ".join(f"{option}={value!r:.60}" for option, value in options.items())
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise RewardError(f"reward {use}: cannot take {given} ({reason})") from error
     if use in MADE_OF:
         _with_parts(use, options, check)
@@ -154,7 +154,7 @@ def _import_file(use: str, path: Path) -> ModuleType:
 
 
 def _import_error(use: str, where: str, error: Exception) -> RewardError:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return RewardError(f"reward {use}: {where} does not import: {type(error).__name__}: {reason}")
 
 

@@ -23,7 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rewards.checkpoints import merge_lora, plain_names, read_json, read_tensors, snapshot
-from rewards.contract import RewardError
+from rewards.contract import RewardError, one_line
 
 MAX_RATIO = 200  # of a frame's sides
 TEXT_FILES = ["*.json", "*.txt", "*.jinja"]
@@ -206,11 +206,6 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return new_height, new_width
 
 
-def looks_local(path: str) -> bool:
-    """Whether a path is meant as a folder: hub ids are owner/name."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1
-
-
 def read_prompt(where: str, file: Path, tokens: Sequence[str], origin: str) -> str:
     """A prompt template with `tokens` in this order and {text_prompt}, once each.
 
@@ -256,7 +251,7 @@ def load_base(where: str, base: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(folder)
         processor = Qwen2VLProcessor.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise RewardError(f"reward {where}: base {base} is not a whole Qwen2-VL folder ({reason})") from error
     if config.model_type != "qwen2_vl":
         raise RewardError(f"reward {where}: base {base} is a {config.model_type}, expected a qwen2_vl")

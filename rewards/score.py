@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from rewards.arguments import above_zero
 from rewards.scoring.command import BadInput, Stopped, score
 
 
@@ -33,9 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--prompts", help="one prompt, a .txt with a line a video, or a table (path, prompt)")
     add("--prompts-from-names", action="store_true", help="a video without a prompt is described by its file's name")
     add("--out", type=Path, help="scores.jsonl, .csv or .parquet; without it, scores are only shown")
-    add("--batch", type=_positive(int), default=1, help="clips a call (1); rewards that compare see all of a prompt")
-    add("--fps", type=_positive(float), help="the rate to believe where the table gives none, instead of the files'")
-    add("--max-pixels", type=_positive(int), help="the most that all frames of a video may have together (2**29)")
+    add("--batch", type=above_zero(int), default=1, help="clips a call (1); rewards that compare see all of a prompt")
+    add("--fps", type=above_zero(float), help="the rate to believe where the table gives none, instead of the files'")
+    add("--max-pixels", type=above_zero(int), help="the most that all frames of a video may have together (2**29)")
     add("--dense", action="store_true", help="scores of frames or segments, too (.jsonl only)")
     options = parser.parse_args(arguments)
     try:
@@ -47,19 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
         reason = str(error) or "interrupted"
         print(f"stopped: {reason}" + ("; the same command goes on" if options.out else ""), file=sys.stderr)
         return 1
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """A reader of finite numbers above 0, for argparse."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-        return value
-
-    number.__name__ = f"positive {kind.__name__}"  # argparse names it in its message
-    return number
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A client is `rewards.remote(url, name)`; in a recipe `{use: remote, options: {ur
 
 Anyone who reaches the port may have clips scored, so the server is reached from this machine alone; any other --host
 needs a token (--token-env). What goes over the network is not encrypted: put a TLS proxy before it where that matters.
-A reward that opens a file named in a clip's meta opens the server's.
+A client may not name a reference file; a reward of your own that opens files named in a clip's meta opens the server's.
 
 SIGTERM and SIGINT let it answer what was asked already, for at most 30 seconds.
 """
@@ -22,8 +22,9 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-from rewards.contract import Reward, RewardError
-from rewards.serving.wire import one_line, read_token
+from rewards.arguments import above_zero
+from rewards.contract import Reward, RewardError, one_line
+from rewards.serving.wire import read_token
 
 STOP_SECONDS = 30
 MAX_CONNECTIONS = 256
@@ -135,7 +136,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m rewards.serve", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, size, count = parser.add_argument, _positive(float), _positive(int)
+    add, size, count = parser.add_argument, above_zero(float), above_zero(int)
     add("--reward", action="append", required=True, metavar="[NAME=]use[:key=value,...]", help="may be given again")
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
@@ -145,17 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=count, default=16, help="clips scored in one call (default: 16)")
     add("--wait-ms", type=size, default=10, help="how long a call waits for more clips (default: 10)")
     return parser
-
-
-def _positive(kind: type) -> type:
-    def positive(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < 1e6:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0 and below a million")
-        return value
-
-    positive.__name__ = f"positive {kind.__name__}"  # argparse names it when the text is no number
-    return positive
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rewards.checkpoints import read_json, read_tensors, snapshot
+from rewards.checkpoints import is_hub_id, read_json, read_tensors, snapshot
 from rewards.contract import Clip, Reward, RewardError, Scores
 from rewards.qwen2_vl import (
     DTYPES,
     TEMPLATE_FILE,
     Qwen2VLReward,
     find_base,
-    looks_local,
     read_prompt,
     resized,
     smart_resize,
@@ -134,7 +133,7 @@ class VideoReward(Reward):
     ) -> None:
         """Validate the options and the small files; what lies on the hub is not fetched."""
         VideoReward._check_values(weights, fps, num_frames, dtype, batch_size)
-        if Path(path).exists() or looks_local(path):
+        if not is_hub_id(path):
             read_settings(path, base, template, step)
 
     @staticmethod
@@ -153,7 +152,7 @@ class VideoReward(Reward):
             raise RewardError(f"reward video_reward: {message}")
 
     def indices(self, length: int, fps: float) -> list[int]:
-        return frame_indices(length, fps, self.settings.fps, self.settings.num_frames)
+        return rate_indices(length, fps, self.settings.fps, self.settings.num_frames)
 
     def score(self, clips: Sequence[Clip]) -> Scores:
         device = clips[0].video.device
@@ -186,7 +185,7 @@ class VideoReward(Reward):
         return resized(video, *size)
 
 
-def frame_indices(length: int, fps: float, wanted_fps: float, num_frames: int | None = None) -> list[int]:
+def rate_indices(length: int, fps: float, wanted_fps: float, num_frames: int | None = None) -> list[int]:
     """Evenly spaced frames, an even number: about `wanted_fps` a second and four at least, or about `num_frames`.
 
     A clip of fewer than `num_frames` gives all of its frames; an odd last one is then shown twice.
@@ -208,7 +207,7 @@ def frame_indices(length: int, fps: float, wanted_fps: float, num_frames: int | 
 def read_settings(path: str, base: str | None, template: str | None, step: int | None) -> Settings:
     """Read what is small. Raises: RewardError, one line that names the file and the fix."""
     where = "video_reward"
-    folder = snapshot(where, os.path.expanduser(path) if looks_local(path) else path, CHECKPOINT_FILES)
+    folder = snapshot(where, os.path.expanduser(path), CHECKPOINT_FILES)
     config = read_json(where, folder / "model_config.json")
     try:
         data, model, peft = config["data_config"], config["model_config"], config.get("peft_lora_config") or {}

@@ -35,14 +35,14 @@ from transformers import (
 
 from alignment.objectives import bradley_terry_with_ties
 from rewards.sprite import BACKGROUNDS, COLOURS, SHAPES, SPEEDS, STEPS
-from rewards.video_reward import DIMENSIONS, TOKENS, frame_indices
+from rewards.video_reward import DIMENSIONS, TOKENS, rate_indices
 
 from . import models, world
 from .optim import Budget, Muon, Training
 
 FPS = 8.0  # of the world's clips, and of what the model looks at: 8 of 9 frames
 PATCH, TEMPORAL, MERGE = 4, 2, 2
-FRAMES = frame_indices(world.FRAMES, FPS, FPS)
+FRAMES = rate_indices(world.FRAMES, FPS, FPS)
 VIDEO_TOKENS = len(FRAMES) // TEMPORAL * (world.SIZE // PATCH // MERGE) ** 2
 TEMPLATE = "look <|VQ_reward|> motion <|MQ_reward|> prompt {text_prompt} <|TA_reward|>"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,15 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rewards.checkpoints import read_json, read_tensors
-from rewards.contract import RewardError
+from rewards.checkpoints import LOAD_ERRORS, is_hub_id, read_json, read_tensors
+from rewards.contract import RewardError, one_line
 from rewards.encoders.encoder import Source, Towers
 from rewards.encoders.images import prepare
-from rewards.encoders.transformers_clip import HUB_ID, TransformersSource
+from rewards.encoders.transformers_clip import TransformersSource
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
-# What open_clip, torch and safetensors raise for files that are missing, damaged, or of another model.
-LOAD_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, StopIteration)
 
 
 class OpenClipSource(NamedTuple):
@@ -43,13 +40,11 @@ class OpenClipSource(NamedTuple):
     quick_gelu: bool = False
 
     def load(self, name: str, precision: str, device: torch.device) -> Towers:
-        from safetensors import SafetensorError
-
         try:
             # The weights are drawn, on the CPU, before they are loaded.
             with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _no_false_alarm():
                 model, tokenizer = self._create(Path(folder), precision, device)
-        except (*LOAD_ERRORS, pickle.UnpicklingError, SafetensorError) as error:
+        except LOAD_ERRORS as error:
             raise cannot_load(name, self.where, error) from error
         if self.weights is not None:
             _load_strictly(name, model, self.weights)
@@ -105,7 +100,7 @@ def _no_false_alarm() -> Iterator[None]:
 
 
 def cannot_load(name: str, where: str, error: Exception) -> RewardError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     return RewardError(
         f"reward {name}: cannot load {where}: {reason} (a half-written file looks like this, and so do the weights of "
         "another architecture: copy or download it again, or correct model)"
@@ -145,7 +140,7 @@ def _find_by_path(name: str, path: str) -> Source:
     folder = Path(path.removeprefix("local-dir:"))
     if (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
         return TransformersSource.find(name, path)
-    if not folder.exists() and HUB_ID.fullmatch(path):
+    if is_hub_id(path):
         return TransformersSource.find(name, path)
     return _find_folder(name, folder)
 

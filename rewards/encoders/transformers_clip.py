@@ -5,8 +5,6 @@ M images, N prompts, D embedding
 
 from __future__ import annotations
 
-import pickle
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +13,15 @@ import torch
 import torchvision.transforms.functional as TF
 from torch import Tensor
 
-from rewards.checkpoints import read_json
-from rewards.contract import RewardError
+from rewards.checkpoints import LOAD_ERRORS, is_hub_id, read_json
+from rewards.contract import RewardError, one_line
 from rewards.encoders.encoder import Towers
 from rewards.encoders.images import BICUBIC, BILINEAR, pad, resize_as_pil, shortest_shape
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 TOKENIZERS = ("tokenizer.json", "vocab.json")
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-FILTERS = {2: BILINEAR, 3: BICUBIC}  # PIL's numbers
-LOAD_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, ImportError)
+FILTERS = {2: BILINEAR, 3: BICUBIC}
 
 
 class TransformersSource(NamedTuple):
@@ -44,7 +40,7 @@ class TransformersSource(NamedTuple):
         processor = processor or path
         folder = Path(path)
         for place in (path, processor):
-            if not Path(place).is_dir() and not HUB_ID.fullmatch(place):
+            if not Path(place).is_dir() and not is_hub_id(place):
                 raise RewardError(f"reward {name}: no folder {place}, and it is no hub id, owner/name")
         if folder.is_dir():
             kind = read_json(name, folder / "config.json").get("model_type")
@@ -57,7 +53,6 @@ class TransformersSource(NamedTuple):
         return cls(path, processor)
 
     def load(self, name: str, precision: str, device: torch.device) -> Towers:
-        from safetensors import SafetensorError
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision.removeprefix("pure_"), torch.float32)
@@ -68,8 +63,8 @@ class TransformersSource(NamedTuple):
                 )
             tokenizer = AutoTokenizer.from_pretrained(self.processor)
             preprocess = CLIPImageProcessor.from_pretrained(self.processor)
-        except (*LOAD_ERRORS, pickle.UnpicklingError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+        except LOAD_ERRORS as error:
+            reason = one_line(error) or type(error).__name__
             raise RewardError(
                 f"reward {name}: cannot load {self.path} with the processor {self.processor}: {reason} (no folder "
                 "here and none on the hub, or half-written: correct path, or copy it again)"

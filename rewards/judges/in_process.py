@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import torch
 
-from rewards.contract import RewardError
+from rewards.checkpoints import LOAD_ERRORS, is_hub_id
+from rewards.contract import RewardError, one_line
 from rewards.judges.chat import CallFailed, Message, Reply, Token
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -44,7 +44,7 @@ class InProcess:
             raise RewardError(f"reward {name}: dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
         folder = Path(model)
         if not folder.is_dir():
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+            if is_hub_id(model):
                 return  # a name on the hub; whether it exists is known when it is loaded
             raise RewardError(f"reward {name}: model {model!r} is no folder, and no owner/name of the hub")
         missing = [part for part in ("config.json", "*.safetensors") if not any(folder.glob(part))]
@@ -100,7 +100,6 @@ class InProcess:
 
 def load(model: str, dtype: str, name: str) -> tuple[torch.nn.Module, Any]:
     """A frozen model in evaluation mode, and its processor. Raises: RewardError, one line."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
@@ -108,8 +107,8 @@ def load(model: str, dtype: str, name: str) -> tuple[torch.nn.Module, Any]:
         loaded, info = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except LOAD_ERRORS as error:
+        reason = one_line(error)
         raise RewardError(f"reward {name}: cannot load model {model}: {reason}") from error
     if info["missing_keys"]:  # transformers would draw them at random
         missing = sorted(info["missing_keys"])

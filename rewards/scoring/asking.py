@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rewards.contract import Clip, Reward, RewardError, Scores, answers
+from rewards.contract import Clip, Reward, RewardError, Scores, answers, one_line
 
 Row = dict[str, Any]
 Answer = Scores | Exception
@@ -27,7 +27,7 @@ class RewardFailed(Exception):
 
     def __init__(self, name: str, error: Exception):
         place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         super().__init__(
             f"reward {name}: {type(error).__name__}: {reason} ({Path(place.filename).name}:{place.lineno})"
         )

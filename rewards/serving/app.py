@@ -25,8 +25,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from rewards.contract import Clip, Scores
-from rewards.serving.wire import Limits, WireError, decode_clips, encode_scores, one_line
+from rewards.contract import Clip, Scores, one_line
+from rewards.serving.wire import Limits, WireError, decode_clips, encode_scores
 from rewards.serving.worker import QueueFull, ScoringFailed, Worker
 
 LONGEST_CLIP = 100_000  # frames that a client may ask indices for

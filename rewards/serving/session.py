@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rewards.contract import RewardError
-from rewards.serving.wire import WireError, one_line, read_error, read_json
+from rewards.contract import RewardError, one_line
+from rewards.serving.wire import WireError, parse_json, read_error
 
 if TYPE_CHECKING:
     import ssl
@@ -64,7 +64,7 @@ class Session:
     async def ask_json(self, path: str) -> Mapping[str, Any]:
         """GET an object. Raises: as `ask`."""
         try:
-            said = read_json(await self.ask("GET", path), "answer")
+            said = parse_json(await self.ask("GET", path), "answer")
         except WireError as error:
             raise RewardError(f"{self.who}: {self.url} is not a reward server: {error}") from error
         if not isinstance(said, Mapping):

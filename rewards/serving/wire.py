@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rewards.contract import Clip, RewardError, Scores
+from rewards.contract import Clip, RewardError, Scores, one_line
 
 CLIP_KEYS = {"prompts", "fps", "groups", "meta"}
 SCORE_KEYS = {"total", "dims", "dense", "valid"}
@@ -75,7 +75,7 @@ def encode_clips(clips: Sequence[Clip]) -> bytes:
 
 def decode_clips(body: bytes, limits: Limits = Limits()) -> list[Clip]:  # noqa: B008 (immutable)
     """A question as clips of uint8 pixels. Raises: WireError, one line, for anything that is not of the form above."""
-    said = read_json(_metadata(body, limits.header), "metadata clips")
+    said = parse_json(_metadata(body, limits.header), "metadata clips")
     if not isinstance(said, dict) or said.keys() != CLIP_KEYS:
         raise WireError(f"metadata clips: expected an object with {', '.join(sorted(CLIP_KEYS))}")
     counts = {len(values) if isinstance(values, list) else -1 for values in said.values()}
@@ -91,7 +91,7 @@ def _metadata(body: bytes, most: int) -> str:
     length = int.from_bytes(body[:8], "little")
     if not 2 <= length <= min(most, len(body) - 8):
         raise WireError(f"expected the bytes of a safetensors file with a header of at most {most} bytes")
-    header = read_json(body[8 : 8 + length], "safetensors header")
+    header = parse_json(body[8 : 8 + length], "safetensors header")
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("clips"), str):
         raise WireError('safetensors header: expected metadata with a text "clips"')
@@ -151,7 +151,7 @@ def encode_scores(scores: Scores) -> dict[str, Any]:
 
 def decode_scores(body: bytes, num: int) -> Scores:
     """An answer about `num` clips as scores on the CPU. Raises: WireError for anything not of the form above."""
-    said = read_json(body, "answer")
+    said = parse_json(body, "answer")
     if not isinstance(said, dict) or said.keys() != SCORE_KEYS or not isinstance(said["dims"], dict):
         raise WireError(f"answer: expected an object with {', '.join(sorted(SCORE_KEYS))}")
     valid, dense = said["valid"], said["dense"]
@@ -168,12 +168,12 @@ def decode_scores(body: bytes, num: int) -> Scores:
 def read_error(body: bytes) -> str:
     """The line of a refusal, {"error": line}; or what was said instead, cut."""
     try:
-        return one_line(read_json(body, "error")["error"])
+        return one_line(parse_json(body, "error")["error"])
     except (WireError, TypeError, KeyError):
         return one_line(body[:200].decode("utf-8", "replace")) or "no reason given"
 
 
-def read_json(text: str | bytes, what: str) -> Any:
+def parse_json(text: str | bytes, what: str) -> Any:
     """Strict JSON: no NaN, no number beyond a float. Raises: WireError."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite)
@@ -205,11 +205,6 @@ def _tensor(values: Any, num: int, what: str) -> Tensor:
     if not all(value is None or _is_number(value) for value in values):
         raise WireError(f"answer: {what}: expected numbers or null")
     return torch.tensor([math.nan if value is None else float(value) for value in values], dtype=torch.float32)
-
-
-def one_line(reason: object) -> str:
-    """A reason that may quote a stranger's words, in one printable line."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(reason).split())[:300])
 
 
 def read_token(variable: str) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from rewards.contract import Clip, Reward, RewardError, Scores
-from rewards.serving.wire import check_indices, one_line, restored
+from rewards.contract import Clip, Reward, RewardError, Scores, one_line
+from rewards.serving.wire import check_indices, restored
 
 log = logging.getLogger("rewards.serve")
 MAX_CAUSES = 1000  # remembered, so that each is logged once

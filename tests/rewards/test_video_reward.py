@@ -9,7 +9,7 @@ import torchvision.transforms.functional as TF
 from torch import nn
 
 from rewards import Clip, RewardError, check, load
-from rewards.video_reward import frame_indices
+from rewards.video_reward import rate_indices
 
 from .qwen2_vl_twin import NORM, REWARD_TOKENS, TEMPLATE, Twin, linear, save_video_reward, smart_size
 
@@ -129,7 +129,7 @@ def test_the_gradient_behind_the_resizing_matches_finite_differences(reward):
     ],
 )
 def test_how_many_frames_are_looked_at(length, fps, expected):
-    found = frame_indices(length, fps, 2.0)
+    found = rate_indices(length, fps, 2.0)
     assert len(found) == expected
     assert (found[0], found[-1]) == (0, length - 1)
     assert found == torch.linspace(0, length - 1, expected).round().long().tolist()
@@ -138,12 +138,12 @@ def test_how_many_frames_are_looked_at(length, fps, expected):
 @pytest.mark.parametrize("fps", [5.0, 7.3, 16.0, 23.976, 29.97])
 @pytest.mark.parametrize("length", range(2, 90, 3))
 def test_frames_that_were_picked_are_picked_again(length, fps):
-    found = frame_indices(length, fps, 2.0)
-    assert frame_indices(len(found), fps * len(found) / length, 2.0) == list(range(len(found)))
+    found = rate_indices(length, fps, 2.0)
+    assert rate_indices(len(found), fps * len(found) / length, 2.0) == list(range(len(found)))
 
 
 def test_a_clip_of_fewer_frames_than_asked_for_is_looked_at_whole():
-    assert frame_indices(7, 16.0, 2.0, num_frames=10) == list(range(7))
+    assert rate_indices(7, 16.0, 2.0, num_frames=10) == list(range(7))
 
 
 def test_a_fixed_number_of_frames_or_another_rate(folder):
