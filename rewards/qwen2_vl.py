@@ -139,15 +139,7 @@ class Qwen2VLReward:
         x = TF.normalize(frames / 255, processor.image_mean, processor.image_std)
         if len(x) % temporal:
             x = torch.cat([x, x[-1:].expand(temporal - len(x) % temporal, -1, -1, -1)])
-        rows = rearrange(
-            x,
-            "(t p) c (h m y) (w n x) -> (t h w m n) (c p y x)",
-            p=temporal,
-            m=merge,
-            n=merge,
-            y=size,
-            x=size,
-        )
+        rows = cut(x[None], size, temporal, merge)
         return Patches(rows, (len(x) // temporal, x.shape[-2] // size, x.shape[-1] // size))
 
     @property
@@ -162,18 +154,47 @@ class Qwen2VLReward:
         texts = [chat.replace(pad, pad * (math.prod(p.grid) // merge)) for chat, p in zip(chats, patches, strict=True)]
         batch = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
         ids, mask = batch.input_ids, batch.attention_mask
-        embeds = self.model.language_model.embed_tokens(ids)
         rows = torch.cat([p.rows for p in patches]).to(self.device, self.dtype)
         grid = torch.tensor([p.grid for p in patches], device=self.device)
-        features = self.model.visual(rows, grid_thw=grid).pooler_output
-        is_pad = (ids == self.tokenizer.convert_tokens_to_ids(pad))[..., None]
-        embeds = embeds.masked_scatter(is_pad, features.to(embeds.dtype))
-        positions = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
-        hidden = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
+        pad_id = self.tokenizer.convert_tokens_to_ids(pad)
+        hidden = run(self.model, ids, mask, rows, grid, pad_id)[0].last_hidden_state
         at = torch.isin(ids, torch.tensor(self.token_ids, device=self.device))
         return self.head(hidden[at].float()).view(len(ids), len(self.token_ids), -1)
+
+
+def run(
+    model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, grid: Tensor, pad_id: int, **options: Any
+) -> tuple[Any, Tensor]:
+    """Run a Qwen2VLModel on B chats as its reward models are trained.
+
+    Args:
+        ids, mask: (B, L), padded on the right.
+        rows, grid: (P, patch) pixels and (videos, 3) patches in time, height and width; see `cut`.
+        pad_id: the token that each merged vision feature takes the place of.
+        options: of the language model, such as output_hidden_states.
+    Returns: the language model's output, and the vision features (placeholders, D).
+    """
+    embeds = model.language_model.embed_tokens(ids)
+    features = model.visual(rows, grid_thw=grid).pooler_output
+    embeds = embeds.masked_scatter((ids == pad_id)[..., None], features.to(embeds.dtype))
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+    output = model.language_model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
+    )
+    return output, features
+
+
+def cut(videos: Tensor, patch: int, temporal: int, merge: int) -> Tensor:
+    """Normalised pixels (B, T, 3, H, W) as rows (P, 3 * temporal * patch * patch), those that are merged together."""
+    return rearrange(
+        videos,
+        "b (t p) c (h m y) (w n x) -> (b t h w m n) (c p y x)",
+        p=temporal,
+        m=merge,
+        n=merge,
+        y=patch,
+        x=patch,
+    )
 
 
 def resized(frames: Tensor, height: int, width: int) -> Tensor:

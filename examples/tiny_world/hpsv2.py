@@ -27,8 +27,8 @@ from rewards.encoders.images import CLIP_MEAN, CLIP_STD, letterbox
 
 from . import clip as tiny_clip
 from . import models, world
+from .flaws import visual_flaw
 from .optim import Budget, Training
-from .video_reward import visual_flaw
 
 WEIGHTS, ARCHITECTURE = "HPS_tiny.pt", "open_clip_config.json"
 CLIP = Path(__file__).parent / "clip"
@@ -52,11 +52,11 @@ def draw(num: int, generator: torch.Generator) -> Choices:
     clean = video[torch.arange(num), when]
     other = clean.roll(1, dims=0)
     is_flaw = torch.rand(num, generator=generator) < 0.5
-    same = tiny_clip.look_index(sprites) == tiny_clip.look_index(sprites).roll(1)
+    look = tiny_clip.look_index(sprites)
+    same = look == look.roll(1)
     worse = torch.where((is_flaw | same)[:, None, None, None], flawed, other)
-    looks = zip(sprites.background.tolist(), sprites.colour.tolist(), sprites.shape.tolist(), strict=True)
-    tables = (world.BACKGROUNDS, world.COLOURS, world.SHAPES)
-    prompts = [world.caption(*(list(t)[i] for t, i in zip(tables, look, strict=True)), None, None) for look in looks]
+    is_look = [True, True, True, False, False]
+    prompts = [world.describe(row, is_look) for row in world.attributes(sprites).tolist()]
     return Choices(clean, worse, prompts)
 
 

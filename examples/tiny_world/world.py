@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ FRAMES = 9
 SIZE = 32
 RADIUS = (5.5, 6.75)  # px of the circle; the square has its area, the triangle, whose corners reach far, 0.85 of it
 DIRECTIONS = ("up", "down", "left", "right", "up left", "up right", "down left", "down right")
+TABLES = (BACKGROUNDS, COLOURS, SHAPES, DIRECTIONS, SPEEDS)  # of the first five fields of Sprites
 SPEED_JITTER = 0.1  # px a frame
 PLACE_JITTER = 2.5  # px
 DROPPED = {"background": 0.1, "colour": 0.1, "shape": 0.1, "direction": 0.1, "speed": 0.3}
@@ -106,19 +108,26 @@ def caption(
     return " ".join(part for part in parts if part)
 
 
+def attributes(sprites: Sprites) -> Tensor:
+    """What the captions name: (N, 5) indices into TABLES."""
+    return torch.stack(sprites[:5], -1)
+
+
+def describe(row: list[int], kept: Sequence[bool] = (True,) * 5) -> str:
+    """The caption of one row of `attributes`, without those that are not kept."""
+    rows = zip(TABLES, row, kept, strict=True)
+    return caption(*(list(table)[index] if keep else None for table, index, keep in rows))
+
+
 def captions(sprites: Sprites, generator: torch.Generator | None = None) -> list[str]:
     """N captions; with a generator some attributes, or the whole caption, are dropped as in pretraining."""
-    tables = (BACKGROUNDS, COLOURS, SHAPES, DIRECTIONS, SPEEDS)
-    indices = torch.stack([sprites.background, sprites.colour, sprites.shape, sprites.direction, sprites.speed], -1)
-    names = [[list(t)[i] for t, i in zip(tables, row, strict=True)] for row in indices.tolist()]
+    indices = attributes(sprites)
     if generator is None:
-        return [caption(*row) for row in names]
+        return [describe(row) for row in indices.tolist()]
     kept = (torch.rand(indices.shape, generator=generator) >= torch.tensor(list(DROPPED.values()))).tolist()
     whole = (torch.rand(len(indices), generator=generator) >= DROPPED_WHOLE).tolist()
-    return [
-        caption(*(name if keep else None for name, keep in zip(row, keeps, strict=True))) if said else ""
-        for row, keeps, said in zip(names, kept, whole, strict=True)
-    ]
+    rows = zip(indices.tolist(), kept, whole, strict=True)
+    return [describe(row, keeps) if said else "" for row, keeps, said in rows]
 
 
 def vocabulary() -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.tiny_world import hpsv2, optim, video_reward, world
+from examples.tiny_world import flaws, hpsv2, optim, video_reward, video_reward_model, world
 from rewards import load
 
 FOLDER = Path(world.__file__).parent
@@ -31,9 +31,9 @@ def test_video_reward_sees_each_kind_of_flaw(reward):
     sprites, clean, prompts = worlds()
     level = torch.full((len(clean),), 2)
     best = reward(clean, prompts, fps=8).dims
-    noisy = reward(video_reward.visual_flaw(clean, level, generator), prompts, fps=8).dims
-    jumpy = world.render(sprites, video_reward.motion_flaw(sprites, level, generator))
-    wrong, _ = video_reward.wrong_words(sprites, level, generator)
+    noisy = reward(flaws.visual_flaw(clean, level, generator), prompts, fps=8).dims
+    jumpy = world.render(sprites, flaws.motion_flaw(sprites, level, generator))
+    wrong, _ = flaws.wrong_words(sprites, level, generator)
     assert won(best["VQ"], noisy["VQ"]) > 0.95
     assert won(best["MQ"], reward(jumpy, prompts, fps=8).dims["MQ"]) > 0.7  # it is weak at motion: README.md
     assert won(best["TA"], reward(clean, wrong, fps=8).dims["TA"]) > 0.9
@@ -74,12 +74,12 @@ def test_video_reward_trains_goes_on_and_scores_as_it_trained(tmp_path, monkeypa
     killed, _ = video_reward.train(tmp_path / "killed", budget, batch=4)
     other = killed.state_dict()
     assert all(torch.equal(tensor, other[name]) for name, tensor in whole.state_dict().items())
-    video_reward.save(tmp_path / "saved", whole, ids, step=2, num=16)
-    batch = video_reward.draw(6, torch.Generator().manual_seed(1))
+    video_reward_model.save(tmp_path / "saved", whole, ids, step=2, num=16)
+    batch = flaws.draw(6, torch.Generator().manual_seed(1))
     found = load("video_reward", path=str(tmp_path / "saved"), use_norm=False, device="cpu")(
         batch.video, batch.prompts, fps=8
     )
-    expected = video_reward.raw_scores(whole, ids, batch)
+    expected = video_reward_model.raw_scores(whole, ids, batch)
     torch.testing.assert_close(torch.stack(list(found.dims.values()), 1), expected, atol=0.02, rtol=0.01)
 
 
