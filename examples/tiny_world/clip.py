@@ -20,7 +20,7 @@ from torch import Tensor
 from rewards.sprite import BACKGROUNDS, COLOURS, SHAPES, SPEEDS
 
 from . import models, world
-from .optim import Budget, Muon, Training
+from .optim import Budget, Muon, Training, low_precision
 
 CONFIG = {
     "embed_dim": 64,
@@ -120,7 +120,7 @@ def train(folder: Path, budget: Budget, seed: int = 0, batch: int = 128, device:
         partial, fits = partial_captions(56, generator)
         ids = tokenise(tokenizer, all_captions(generator) + partial).to(device)
         fits = torch.cat([torch.eye(len(LOOKS), dtype=torch.bool), fits]).T[look_index(sprites)].to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with low_precision(device):
             embeds = clip.encode_image(image.to(device), normalize=True), clip.encode_text(ids, normalize=True)
         loss = contrastive_loss(clip.logit_scale.clamp(max=4.6), *(e.float() for e in embeds), fits)
         training.update(loss)

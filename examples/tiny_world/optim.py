@@ -1,4 +1,4 @@
-"""What the three trainings share: Muon, a bounded schedule, moving averages and checkpoints that survive a kill."""
+"""What the trainings share: Muon, a bounded schedule, moving averages and checkpoints that survive a kill."""
 
 from __future__ import annotations
 
@@ -142,6 +142,13 @@ class Training:
             optimiser.load_state_dict(values)
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.generator.set_state(state["generator"])
+
+
+def low_precision(device: str | torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where the device computes in it; on a CPU that does not, it is several times slower."""
+    kind = torch.device(device).type
+    able = kind != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=able)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import models, world
-from .optim import Budget, Muon, Training, track
+from .optim import Budget, Muon, Training, low_precision, track
 
 KEYS = 13  # the longest caption, 12 words and the end token
 LENGTHS = (14, 512)  # padded lengths seen in training
@@ -163,7 +163,7 @@ def train(
         sigma = noise_levels(batch, generator).to(device)
         length = random_lengths(batch, generator).to(device)
         hidden.clear()
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with low_precision(device):
             embeds, attention.bias = condition(text_encoder, tokenise(tokenizer, texts, device), length)
             fit = velocity_loss(transformer, clean, noise, sigma, embeds)
         position = head.loss(hidden[0])

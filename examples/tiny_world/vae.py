@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rewards.sprite import BACKGROUNDS
 
 from . import world
-from .optim import Budget, Muon, Training
+from .optim import Budget, Muon, Training, low_precision
 
 CONFIG = {
     "base_dim": 24,
@@ -127,7 +127,7 @@ def train(folder: Path, budget: Budget, seed: int = 0, batch: int = 8, device: s
             start = int(torch.randint(world.FRAMES - frames + 1, (), generator=generator))
             video = video[:, start : start + frames].to(device)
             noise = torch.randn(batch, vae.config.z_dim, frames // 2 + 1, 8, 8, generator=generator).to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
+            with low_precision(device):
                 mean, logvar = encode(vae, video)
                 made = decode(vae, mean + (logvar / 2).exp() * noise)
             fit = reconstruction_loss(made, video, colours[sprites.background].to(device))
@@ -145,7 +145,7 @@ def latents_of(vae: AutoencoderKLWan, num: int, seed: int, batch: int = 64) -> t
     sprites = world.sample(num, torch.Generator().manual_seed(seed))
     device = vae.device
     means = []
-    with whole_clips(vae), torch.autocast(device.type, torch.bfloat16):
+    with whole_clips(vae), low_precision(device):
         for start in range(0, num, batch):
             part = world.Sprites(*(values[start : start + batch] for values in sprites))
             means.append(encode(vae, world.render(part).to(device))[0].cpu())
