@@ -168,6 +168,15 @@ class Step(NamedTuple):
         """c, with d(sum log-prob)/d(output) = -c * noise (for a flow c = (c0 sigma - ce (1 - sigma)) / std)."""
         return -self.output_weight / self.std
 
+    @property
+    def gradient_balance(self) -> float:
+        """1 / |c std|: times this, the gradient of `normalised_log_ratio` is equally large at every step.
+
+        For the Euler family c std = dt (1 + g^2 (1 - sigma) / (2 sigma)) with dt = sigma - sigma'; GRPO-Guard
+        (arXiv 2510.22319) divides its loss by dt alone, which other kernels are not proportional to.
+        """
+        return 1 / abs(self.output_weight)
+
 
 def compose(t: Transition, p: Prediction) -> Step:
     """The transition written in the network's own output."""
@@ -203,10 +212,45 @@ def log_ratio(x_next: Tensor, mean: Tensor, old_mean: Tensor, std: float) -> Ten
     return (noise * shift - 0.5 * shift.square()).double().flatten(1).mean(1)
 
 
+def normalised_log_ratio(x_next: Tensor, mean: Tensor, old_mean: Tensor, std: float) -> Tensor:
+    """(B,) float64 GRPO-Guard's log-ratio, std (log_ratio + mean((mean - old_mean)^2) / (2 std^2)).
+
+    A log-ratio of means over many elements is below 0 for almost every sample after an update, so that clips work on
+    one side only; this one has mean 0 over the noise. It equals the mean of noise * (mean - old_mean), noise being
+    (x_next - old_mean) / std. The added term keeps its gradient, as in the paper's code: the gradient is the noise,
+    however far the policy has moved.
+
+    Source: arXiv 2510.22319. Its clips (2e-6 to 4e-6 at D = 65536) scale as 1 / sqrt(D).
+    """
+    if std == 0:
+        raise ValueError("a deterministic step (std 0) has no log-ratio; train stochastic steps only")
+    noise = (_wide(x_next) - _wide(old_mean)).detach() / std
+    return (noise * (mean - _wide(old_mean).detach())).double().flatten(1).mean(1)
+
+
 def kl_divergence(mean: Tensor, reference_mean: Tensor, std: float) -> Tensor:
     """(B,) KL between two steps of equal std, averaged over the D elements: (mean - reference)^2 / (2 std^2)."""
     shift = (mean - _wide(reference_mean).detach()) / std
     return 0.5 * shift.square().flatten(1).mean(1)
+
+
+def sibling_noise(shared: Tensor, own: Tensor, spread: float) -> Tensor:
+    """(N K, ...) noise of the K children of N states: (shared + spread * own) / sqrt(1 + spread^2).
+
+    Standard normal for every child, so that a branch follows the law of a rollout of its own; the noises of siblings
+    have covariance 1 / (1 + spread^2). Row n K + b is child b of state n. An only child takes `own` itself.
+
+    Args:
+        shared: (N, ...) standard normal, one a state.
+        own: (N K, ...) standard normal, one a child.
+        spread: >= 0; 0 makes siblings alike, infinity independent.
+    Source: BranchGRPO (arXiv 2509.06040), which found 4 the best of 1, 2, 4, 8.
+    """
+    by_parent = own.unflatten(0, (len(shared), -1))
+    if by_parent.shape[1] == 1:
+        return own
+    weight = 1 / math.hypot(1, spread)
+    return (weight * shared.unsqueeze(1) + math.sqrt(1 - weight**2) * by_parent).flatten(0, 1)
 
 
 def _wide(tensor: Tensor) -> Tensor:

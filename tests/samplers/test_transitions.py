@@ -252,6 +252,119 @@ def test_gradient_of_the_log_ratio_reaches_the_new_mean_only():
     assert old.grad is None
 
 
+def test_normalised_log_ratio_takes_the_bias_out_of_the_log_ratio():
+    """std (log ratio + mean(dmu^2) / 2 std^2), and exactly 0 where the mean repeats."""
+    x_next, mean, old = tensors(3, 4, 5, count=3)
+    bias = (mean - old).square().mean((1, 2)) / (2 * 0.3**2)
+    found = tr.normalised_log_ratio(x_next, mean, old, 0.3)
+    torch.testing.assert_close(found, 0.3 * (tr.log_ratio(x_next, mean, old, 0.3) + bias), atol=1e-12, rtol=0)
+    assert found.dtype == torch.float64
+    assert tr.normalised_log_ratio(x_next, old, old, 0.3).abs().max() == 0
+    with pytest.raises(ValueError, match="no log-ratio"):
+        tr.normalised_log_ratio(x_next, mean, old, 0.0)
+
+
+def test_normalised_log_ratio_has_mean_zero_over_the_noise():
+    """Its deviation over the noise is rms(dmu) / sqrt(D); the log-ratio's mean is -mean(dmu^2) / 2 std^2."""
+    noise, old, mean = tensors(20_000, 4, count=1) + tensors(1, 4, count=2, seed=5)
+    std, error = 0.3, (mean - old).square().mean().sqrt().item() / 2 / math.sqrt(20_000)
+    given = old + std * noise, mean.expand(20_000, 4), old.expand(20_000, 4), std
+    assert abs(tr.normalised_log_ratio(*given).mean()) < 4 * error
+    assert tr.normalised_log_ratio(*given).std().item() == pytest.approx(error * math.sqrt(20_000), rel=0.03)
+    assert abs(tr.log_ratio(*given).mean() + (mean - old).square().mean() / (2 * std**2)) < 4 * error / std
+
+
+def test_gradient_of_the_normalised_log_ratio_is_the_noise():
+    """noise / D, however far the mean has moved: a detached bias would add -dmu / (std D)."""
+    old, mean, noise = tensors(2, 3, 4, count=3)
+    x_next, mean, old = old + 0.3 * noise, mean.clone().requires_grad_(), old.clone().requires_grad_()
+    tr.normalised_log_ratio(x_next, mean, old, 0.3).sum().backward()
+    torch.testing.assert_close(mean.grad, noise / 12, atol=1e-13, rtol=0)
+    assert old.grad is None
+
+
+def test_normalised_log_ratio_keeps_what_float32_subtraction_loses():
+    old, direction, noise = (t.float() for t in tensors(1, 1_000_000, count=3))
+    mean, std = old + 2e-4 * direction, 0.2
+    x_next = old + std * noise
+    exact = tr.normalised_log_ratio(*(t.double() for t in (x_next, mean, old)), std)
+    bias = (mean - old).square().flatten(1).mean(1) / (2 * std**2)
+    naive = std * (tr.log_prob(x_next, mean, std) - tr.log_prob(x_next, old, std) + bias)
+    assert abs(tr.normalised_log_ratio(x_next, mean, old, std) / exact - 1) < 1e-3
+    assert abs(naive / exact - 1) > 1e-2
+
+
+@pytest.mark.parametrize(("sigma", "sigma_next"), PAIRS[:3])
+@pytest.mark.parametrize("kernel", STOCHASTIC)
+def test_balanced_gradients_are_equally_large_at_every_step(kernel, sigma, sigma_next):
+    """The gradient at the network's output is -noise / D; for the Euler family the balance is GRPO-Guard's division by
+    dt, up to 1 + g^2 (1 - s) / 2s."""
+    if kernel == "sage" and sigma == 1:
+        sigma = 0.99
+    step = tr.compose(at(kernel, sigma, sigma_next), tr.flow_prediction(sigma))
+    x, v, old, noise = tensors(2, 3, 4, count=4)
+    v.requires_grad_()
+    old_mean = tr.mean(step, x, old)
+    loss = step.gradient_balance * tr.normalised_log_ratio(
+        old_mean + step.std * noise, tr.mean(step, x, v), old_mean, step.std
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), v)
+    torch.testing.assert_close(gradient, -noise / 12, atol=1e-12, rtol=0)
+    assert step.gradient_balance == pytest.approx(1 / (step.gradient_coefficient * step.std), rel=1e-12)
+    if kernel in EULER_FAMILY:
+        scale = (sigma - sigma_next) * (1 + diffusion(kernel, sigma, sigma_next) * (1 - sigma) / (2 * sigma))
+        assert step.gradient_balance == pytest.approx(1 / scale, rel=1e-6)
+
+
+def test_the_step_size_alone_balances_no_coefficient_preserving_kernel():
+    """c std / dt over Wan's steps but the last, T = 20, shift 3."""
+    levels = old_unipc(20, 3.0)
+    for kernel, level, most in (
+        ("dance", 0.3, 1.14),
+        ("wan_linear", 1.0, 1.12),
+        ("flow", 0.7, 1.245),
+        ("cps", 0.8, 4.11),
+    ):
+        ratios = []
+        for sigma, sigma_next in zip(levels[:-2], levels[1:-1], strict=True):
+            t = tr.transition(kernel, sigma, sigma_next, level, constants(levels))
+            balance = tr.compose(t, tr.flow_prediction(sigma)).gradient_balance
+            ratios.append(1 / (balance * (sigma - sigma_next)))
+        assert 1 <= min(ratios) < 1.02
+        assert max(ratios) == pytest.approx(most, abs=0.006)
+
+
+def test_balance_keeps_the_sign_of_networks_that_predict_the_clean_sample():
+    """There more output means a larger mean: c is negative, the balance is not."""
+    step = tr.compose(tr.vp_transition(0.4, 0.5, 1.0), tr.vp_prediction("sample", 0.4))
+    assert step.gradient_coefficient < 0
+    assert step.gradient_balance == pytest.approx(-1 / (step.gradient_coefficient * step.std), rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_siblings_have_correlated_standard_noise(spread):
+    """Three children a parent: unit variance, covariance 1 / (1 + s^2), none between parents. A covariance of 400 000
+    pairs is known to 1 / sqrt(400 000)."""
+    shared, own = torch.stack(tensors(200_000, count=2), 0), torch.stack(tensors(200_000, count=6, seed=1), 0)
+    noise = tr.sibling_noise(shared, own, spread)
+    covariance = noise @ noise.T / 200_000
+    same_parent = torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)).double()
+    expected = same_parent / (1 + spread**2) + torch.eye(6) * (1 - 1 / (1 + spread**2))
+    assert (covariance - expected).abs().max() < 4 * math.sqrt(2 / 200_000)
+    assert noise.mean(1).abs().max() < 4 / math.sqrt(200_000)
+
+
+def test_siblings_by_hand_and_in_the_limits():
+    """s 3/4: (4 shared + 3 own) / 5; row n K + b is child b of parent n."""
+    shared, own = torch.tensor([[5.0], [10.0]]), torch.tensor([[0.0], [5.0], [10.0], [-5.0]])
+    assert tr.sibling_noise(shared, own, 0.75).flatten().tolist() == pytest.approx([4, 7, 14, 5])
+    assert torch.equal(tr.sibling_noise(shared, own, 0.0), shared.repeat_interleave(2, 0))
+    assert torch.equal(tr.sibling_noise(shared, own, math.inf), own)
+    assert torch.equal(tr.sibling_noise(shared, own[:2], 0.75), own[:2])  # an only child: the sequential rollout
+    with pytest.raises(RuntimeError, match="unflatten"):
+        tr.sibling_noise(shared, own[:3], 0.75)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_variance_preserving_step_is_that_of_diffusers_ddim(kind, eta):
