@@ -14,6 +14,8 @@ from torch import Tensor
 from .errors import UserError, one_line
 from .files import replacing_folder
 
+SNAPSHOT = "snapshot_"  # what the names of their files begin with
+
 
 class State(NamedTuple):
     """What a run needs to go on. Random numbers need no entry: every iteration seeds itself from the run's seed."""
@@ -23,6 +25,8 @@ class State(NamedTuple):
     optimizer: dict[str, Any]
     ema: dict[str, Tensor]
     updates: int  # optimiser steps so far
+    snapshots: dict[str, dict[str, Tensor]] = {}  # other values of the trained weights that an algorithm keeps
+    memory: dict[str, Any] = {}  # what else it keeps, fit for JSON
 
 
 def save_state(folder: Path, state: State, keep: int) -> Path:
@@ -33,8 +37,10 @@ def save_state(folder: Path, state: State, keep: int) -> Path:
         save_file(_detached(state.trained), new / "trained.safetensors")
         if state.ema:
             save_file(_detached(state.ema), new / "ema.safetensors")
+        for name, weights in state.snapshots.items():
+            save_file(_detached(weights), new / f"{SNAPSHOT}{name}.safetensors")
         torch.save(state.optimizer, new / "optimizer.pt")
-        text = json.dumps({"iteration": state.iteration, "updates": state.updates})
+        text = json.dumps({"iteration": state.iteration, "updates": state.updates, "memory": state.memory})
         (new / "state.json").write_text(text, "utf-8")
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -57,6 +63,8 @@ def load_state(path: Path) -> State:
             torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
             load_file(ema) if ema.exists() else {},
             meta["updates"],
+            {p.stem.removeprefix(SNAPSHOT): load_file(p) for p in sorted(path.glob(f"{SNAPSHOT}*.safetensors"))},
+            meta["memory"],
         )
     except Exception as error:  # safetensors, torch and json each raise their own for a damaged file
         raise UserError(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 
 class Prompt(NamedTuple):
     text: str
     meta: dict[str, Any]  # the other columns of the file; rewards see them as Clip.meta
+    image: str | None = None  # file of the first frame, for pipelines that are given one
 
 
 def read_prompts(path: str | Path, key: str = "data.prompts") -> list[Prompt]:
@@ -36,6 +38,22 @@ def read_prompts(path: str | Path, key: str = "data.prompts") -> list[Prompt]:
     if not prompts:
         raise UserError(f"{key}: {path} holds no prompt")
     return prompts
+
+
+def conditions(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What a pipeline call takes beside the prompts: their image, which they have to share.
+
+    Raises: UserError where the file is not an image.
+    """
+    path = prompts[0].image
+    if path is None:
+        return {}
+    from PIL import Image
+
+    try:
+        return {"image": Image.open(path).convert("RGB")}
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this image: {one_line(error)}") from error
 
 
 class PromptStream:

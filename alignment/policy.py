@@ -60,7 +60,8 @@ class Policy:
         if model.vae_tiling:
             pipe.vae.enable_tiling()
         pipe.set_progress_bar_config(disable=True)
-        options: dict[str, Any] = {"noise_level": sampler.noise_level, "window": sampler.window}
+        noisy = None if sampler.window is None else self.stochastic_steps
+        options: dict[str, Any] = {"noise_level": sampler.noise_level, "stochastic": noisy}
         if is_flow(self.stock.config):
             options |= {"kernel": sampler.kernel, "grid": sampler.grid}
         try:
@@ -70,7 +71,7 @@ class Policy:
 
     @property
     def stochastic_steps(self) -> list[int]:
-        """Indices of the rollout's steps that add noise."""
+        """Indices of the rollout's steps that may add noise."""
         start, stop = self.sampler.window or (0, self.sampler.steps - 1)
         return list(range(start, stop))
 
@@ -94,12 +95,20 @@ class Policy:
         latent_seeds: Sequence[int],
         noise_seeds: Sequence[int],
         record: Collection[int],
+        stochastic: Collection[int] | None = None,
+        visit: Callable[[Moment, Recorded], None] | None = None,
         **call: Any,
     ) -> Rollout:
-        """Sample with the SDE; one seed a prompt for the initial noise and for the steps' noise. Without gradients."""
-        with torch.no_grad(), self._running(self.scheduler):
+        """Sample with the SDE; one seed a prompt for the initial noise and for the steps' noise.
+
+        Args:
+            record: the steps to keep.
+            stochastic: the steps that add noise; None for those of the recipe.
+            visit: sees every step of `record` with its graph; without it nothing has one (see samplers.rollout).
+        """
+        with self._running(self.scheduler):
             call = {**self.call, "output_type": "pt", **call, "prompt": prompts}
-            return rollout(self.pipe, record, latent_seeds, noise_seeds, **call)
+            return rollout(self.pipe, record, latent_seeds, noise_seeds, stochastic, visit, **call)
 
     def replay(
         self, trajectory: Trajectory, prompts: list[str], visit: Callable[[Moment, Recorded], None], **call: Any
@@ -109,9 +118,9 @@ class Policy:
         with self._running(self.scheduler):
             replay(self.pipe, trajectory, visit, **{**self.call, **call, "prompt": prompts, "generator": None})
 
-    def generate(self, prompts: list[str], seeds: Sequence[int], steps: int | None = None) -> Tensor:
+    def generate(self, prompts: list[str], seeds: Sequence[int], steps: int | None = None, **call: Any) -> Tensor:
         """(B, F, C, H, W) videos in [0, 1] from the pipeline's own deterministic scheduler."""
-        call = {**self.call, "output_type": "pt", "prompt": prompts, "generator": generators(seeds)}
+        call = {**self.call, "output_type": "pt", **call, "prompt": prompts, "generator": generators(seeds)}
         if steps is not None:
             call["num_inference_steps"] = steps
         with torch.no_grad(), self._running(self.stock):

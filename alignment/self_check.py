@@ -23,8 +23,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}  # 
 
 def self_check(policy: Policy, prompt: str) -> None:
     """Raises: UserError where the pipeline's loop cannot be replayed through its scheduler."""
-    name, scheduler = type(policy.pipe).__name__, policy.scheduler
-    window, scheduler.window = scheduler.window, (0, STEPS - 1)
+    name = type(policy.pipe).__name__
     prompts, found = [prompt, prompt], []
 
     def visit(moment: Moment, recorded: Recorded) -> None:
@@ -34,13 +33,11 @@ def self_check(policy: Policy, prompt: str) -> None:
             log_prob(recorded.x_next, moment.mean, moment.step.std).sum().backward()
 
     short = {"num_inference_steps": STEPS, "output_type": "latent"}
-    try:
-        trajectory = policy.rollout(prompts, [0, 1], [2, 3], [0, 1, 2], **short).trajectory
-        if [step.index for step in trajectory.steps] != [0, 1, 2]:
-            raise UserError(f"model: {name} does not call its scheduler once a step; it cannot be aligned")
-        policy.replay(replace(trajectory, steps=trajectory.steps[1:]), prompts, visit, **short)
-    finally:
-        scheduler.window = window
+    noisy = range(STEPS - 1)
+    trajectory = policy.rollout(prompts, [0, 1], [2, 3], noisy, stochastic=noisy, **short).trajectory
+    if [step.index for step in trajectory.steps] != [0, 1, 2]:
+        raise UserError(f"model: {name} does not call its scheduler once a step; it cannot be aligned")
+    policy.replay(replace(trajectory, steps=trajectory.steps[1:]), prompts, visit, **short)
     if len(found) != 2 or not all(ratio <= TOLERANCE[policy.dtype] for ratio in found):  # NaN fails too
         raise UserError(
             f"model: a replay of {name} does not repeat its rollout (log-ratios off by {found}); "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ class Run:
     Attributes:
         recipe, policy, scorer, processes, folder, timer: what their names say.
         iteration: the one in progress, from 1.
+        updates: optimiser steps so far, of all iterations.
+        snapshots: other values of the trained weights that an algorithm keeps, by name; checkpoints hold them.
+        memory: what else it keeps from one iteration to the next, fit for JSON; checkpoints hold it, too.
     """
 
     def __init__(self, recipe: Recipe, policy: Policy, scorer: Scorer, processes: Processes):
@@ -53,6 +56,8 @@ class Run:
         self.average = WeightAverage(policy.parameters, recipe.ema)
         self.timer = Timer(policy.device, lambda: policy.evaluations)
         self.display = Display(recipe.iterations, processes.is_main)
+        self.snapshots: dict[str, dict[str, Tensor]] = {}
+        self.memory: dict[str, Any] = {}
         self.start = {name: _sampled(p) for name, p in policy.parameters.items()}
         self.stopping = False
         self.gradient_norms: list[float] = []
@@ -72,6 +77,9 @@ class Run:
         if self.average.weights:
             self.average.weights = {n: t.to(self.policy.device) for n, t in (state.ema or state.trained).items()}
         self.average.updates = state.updates
+        device = self.policy.device
+        self.snapshots = {n: {k: t.to(device) for k, t in w.items()} for n, w in state.snapshots.items()}
+        self.memory = state.memory
         self.completed = self.saved = state.iteration
         return True
 
@@ -213,6 +221,16 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update()
 
+    @property
+    def updates(self) -> int:
+        return self.average.updates
+
+    def snapshot(self, name: str, renew: bool = False) -> dict[str, Tensor]:
+        """The trained weights as they were when this snapshot was taken: now, if it is new or to be renewed."""
+        if renew or name not in self.snapshots:
+            self.snapshots[name] = {n: p.detach().clone() for n, p in self.policy.parameters.items()}
+        return self.snapshots[name]
+
     def log(self, metrics: dict[str, float]) -> None:
         """Add to this iteration's line of metrics.jsonl."""
         self.row |= metrics
@@ -240,7 +258,7 @@ class Run:
             self.policy.save(self.folder)
         trained = {n: p.detach() for n, p in self.policy.parameters.items()}
         averages = self.average.weights, self.average.updates
-        state = State(self.completed, trained, self.optimizer.state_dict(), *averages)
+        state = State(self.completed, trained, self.optimizer.state_dict(), *averages, self.snapshots, self.memory)
         save_state(self.folder / "checkpoints", state, self.recipe.checkpoint.keep)
         self.saved = self.completed
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,8 @@ class Trajectory:
     steps: tuple[Recorded, ...]
     injectable: bool  # the state that step sees is what prepare_latents returns, so that a replay can start anywhere
     latent_seeds: tuple[int, ...] | None = None  # a replay needs them too: some pipelines sample their condition
+    stochastic: tuple[int, ...] | None = None  # the rollout's steps that added noise; None: the scheduler's own
+    levels: tuple[float, ...] | None = None  # of noised clean states (see `noised`), which lie on no grid
 
     def rows(self, rows: Sequence[int] | slice) -> Trajectory:
         """The same steps for some of the samples."""
@@ -53,7 +55,7 @@ class Trajectory:
         seeds = self.latent_seeds
         if seeds is not None:
             seeds = seeds[rows] if isinstance(rows, slice) else tuple(seeds[row] for row in rows)
-        return Trajectory(tuple(steps), self.injectable, seeds)
+        return replace(self, steps=tuple(steps), latent_seeds=seeds)
 
     @staticmethod
     def joined(parts: Sequence[Trajectory]) -> Trajectory:
@@ -66,7 +68,24 @@ class Trajectory:
             steps.append(replace(same[0], x=x, x_next=x_next, mean=mean))
         seeds = [part.latent_seeds for part in parts]
         known = None if None in seeds else tuple(seed for part in seeds for seed in part)
-        return Trajectory(tuple(steps), parts[0].injectable, known)
+        return replace(parts[0], steps=tuple(steps), latent_seeds=known)
+
+    def noised(self, clean: Tensor, levels: Sequence[float], noises: Sequence[Tensor]) -> Trajectory:
+        """The clean states of this rollout, noised to levels of any choice, to be visited by `replay`.
+
+        There `moment.output` is the network's velocity at (1 - level) clean + level noise, and `moment.mean` its clean
+        estimate; `x_next` and `mean` of what was recorded are the clean state.
+
+        Args:
+            clean: (B, ...) the last step's x_next.
+            levels: S noise levels in (0, 1], highest first: pipelines with two experts change over once.
+            noises: S standard normal tensors (B, ...).
+        """
+        steps = []
+        for index, (level, noise) in enumerate(zip(levels, noises, strict=True)):
+            x = (1 - level) * clean + level * noise
+            steps.append(Recorded(index, Step(1.0, -level, 0.0), x, clean, clean))
+        return replace(self, steps=tuple(steps), levels=tuple(levels), stochastic=())
 
 
 @dataclass(frozen=True)
@@ -90,12 +109,16 @@ def rollout(
     record: Collection[int],
     latent_seeds: Sequence[int] | None = None,
     noise_seeds: Sequence[int] | None = None,
+    stochastic: Iterable[int] | None = None,
+    visit: Callable[[Moment, Recorded], None] | None = None,
     **call: Any,
 ) -> Rollout:
     """Run the pipeline with its SDEScheduler and record some steps.
 
     Args:
         record: indices of the steps to keep.
+        stochastic: indices of the steps that add noise. None: as the scheduler says.
+        visit: called in every recorded step, which carries a graph then as in a replay, and is not kept.
         latent_seeds: one a sample for the initial noise; equal seeds share it. None: the pipeline's own way.
         noise_seeds: one a sample for the noise of the steps.
         call: the pipeline's arguments.
@@ -109,10 +132,15 @@ def rollout(
         nonlocal injectable
         if moment.index == scheduler.indices[0]:
             injectable = bool(prepared) and torch.equal(prepared[0].to(moment.x.dtype), moment.x)
-        x_next = scheduler.draw(moment)
+        x_next = scheduler.draw(moment).detach()
         if moment.index in record:
             mean = moment.mean.detach()
-            steps.append(Recorded(moment.index, moment.step, moment.x.detach().float(), x_next.detach().float(), mean))
+            recorded = Recorded(moment.index, moment.step, moment.x.detach().float(), x_next.float(), mean)
+            if visit is None:
+                steps.append(recorded)
+            else:
+                visit(moment, recorded)
+        torch.set_grad_enabled(visit is not None and moment.index + 1 in record)
         return x_next
 
     def prepare(latents: Tensor) -> Tensor:
@@ -121,11 +149,15 @@ def rollout(
 
     if latent_seeds is not None:
         call["generator"] = generators(latent_seeds)
-    with _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
+    grad = torch.set_grad_enabled(visit is not None and 0 in record)
+    with grad, _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
         scheduler.generators = None if noise_seeds is None else generators(noise_seeds)
-        frames = pipe(**call)[0]
+        if stochastic is not None:
+            scheduler.stochastic = tuple(stochastic)
+        frames = (pipe if visit is None else undecorated(pipe))(**call)[0]
+        noisy = scheduler.stochastic
     seeds = None if latent_seeds is None else tuple(latent_seeds)
-    return Rollout(frames, Trajectory(tuple(steps), injectable, seeds))
+    return Rollout(frames, Trajectory(tuple(steps), injectable, seeds, noisy))
 
 
 def replay(pipe: Any, trajectory: Trajectory, visit: Callable[[Moment, Recorded], None], **call: Any) -> None:
@@ -166,6 +198,7 @@ def replay(pipe: Any, trajectory: Trajectory, visit: Callable[[Moment, Recorded]
     mode = torch.set_grad_enabled(graph and trajectory.injectable)
     with mode, _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
         scheduler.steps = indices if trajectory.injectable else [indices[0], *indices]
+        scheduler.stochastic, scheduler.levels_visited = trajectory.stochastic, trajectory.levels
         undecorated(pipe)(**{**call, "output_type": "latent"})
 
 
@@ -192,12 +225,14 @@ def patched(owner: Any, name: str, wrap: Callable[[Callable], Callable]) -> Iter
 
 @contextlib.contextmanager
 def _scheduler_state(scheduler: SDEScheduler, on_step: Callable[[Moment], Tensor]) -> Iterator[None]:
-    before = scheduler.on_step, scheduler.steps, scheduler.generators
+    names = ("steps", "generators", "stochastic", "levels_visited", "on_step")
+    before = {name: getattr(scheduler, name) for name in names}
     scheduler.on_step = on_step
     try:
         yield
     finally:
-        scheduler.on_step, scheduler.steps, scheduler.generators = before
+        for name, value in before.items():
+            setattr(scheduler, name, value)
 
 
 def _state_dtype(latents: Tensor) -> torch.dtype:

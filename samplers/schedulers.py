@@ -10,7 +10,7 @@ dynamic shift, inverted levels and whatever else its configuration says are kept
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,9 +50,10 @@ class SDEScheduler:
     Args:
         stock: the diffusers scheduler whose noise levels and configuration are kept.
         noise_level: strength of the noise; 0 is the deterministic sampler.
-        window: [start, stop) of the stochastic steps, the others are deterministic. None: all but the last.
+        stochastic: indices of the steps that add noise, the others are deterministic. None: all but the last.
     Attributes:
         steps: indices of the grid to run, None for all of them (a sub-range, or the trained steps of a replay).
+        levels_visited: noise levels to run in place of the grid, each a step to the clean estimate; None: the grid.
         generators: one torch.Generator a sample for the steps' noise, so that a sample does not depend on its batch;
             None: the pipeline's generator if it passes one, else the global one.
         on_step: called with each Moment; returns the next state. None: `draw`.
@@ -61,12 +62,13 @@ class SDEScheduler:
     order = 1
     init_noise_sigma = 1.0
 
-    def __init__(self, stock: Any, noise_level: float = 0.7, window: Sequence[int] | None = None):
+    def __init__(self, stock: Any, noise_level: float = 0.7, stochastic: Iterable[int] | None = None):
         if noise_level < 0:
             raise ValueError(f"noise_level is {noise_level}, expected >= 0")
         self.stock, self.noise_level = stock, noise_level
-        self.window = None if window is None else (int(window[0]), int(window[1]))
+        self.stochastic: tuple[int, ...] | None = None if stochastic is None else tuple(stochastic)
         self.steps: Sequence[int] | None = None
+        self.levels_visited: Sequence[float] | None = None
         self.generators: list[torch.Generator] | None = None
         self.on_step: Callable[[Moment], Tensor] | None = None
         self.begin_index = 0
@@ -98,7 +100,7 @@ class SDEScheduler:
         if "sigmas" not in given and "timesteps" not in given:
             given["num_inference_steps"] = num_inference_steps
         self.stock.set_timesteps(device=device, **given)
-        timesteps, levels = self._lay_grid(mu, device)
+        timesteps, levels = self._lay_grid(mu, device) if self.levels_visited is None else self._lay_visits(device)
         self.num_steps = len(timesteps)
         self.indices = list(range(self.num_steps)) if self.steps is None else list(self.steps)
         if any(not 0 <= i < self.num_steps for i in self.indices):
@@ -118,20 +120,25 @@ class SDEScheduler:
         return self._cursor
 
     @property
-    def stochastic_steps(self) -> range:
+    def stochastic_steps(self) -> tuple[int, ...]:
         """Indices of the grid whose step adds noise."""
-        start, stop = self.window or (0, self.num_steps - 1)
-        if not 0 <= start <= stop <= self.num_steps:
-            raise ValueError(f"window [{start}, {stop}) does not fit a grid of {self.num_steps} steps")
-        return range(start, stop)
+        if self.stochastic is None:
+            return tuple(range(self.num_steps - 1))
+        if any(not 0 <= i < self.num_steps for i in self.stochastic):
+            raise ValueError(f"stochastic steps {self.stochastic} do not fit a grid of {self.num_steps} steps")
+        return self.stochastic
 
     def step_coefficients(self, index: int) -> Step:
-        """The affine step at this index of the grid, deterministic outside the window."""
+        """The affine step at this index of the grid, deterministic where it adds no noise."""
         raise NotImplementedError
 
     def _lay_grid(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
         """(timesteps (T,), noise levels (T+1,) as the pipeline knows them) of the whole grid."""
         raise NotImplementedError
+
+    def _lay_visits(self, device: Any) -> tuple[Tensor, Tensor]:
+        """The same for `levels_visited`."""
+        raise ValueError(f"{type(self).__name__} visits the levels of its grid only; this needs a flow pipeline")
 
     def _as_output(self, model_output: Tensor) -> Tensor:
         return model_output
@@ -182,10 +189,10 @@ class FlowSDEScheduler(SDEScheduler):
         stock: Any,
         kernel: str = "flow",
         noise_level: float = 0.7,
-        window: Sequence[int] | None = None,
+        stochastic: Iterable[int] | None = None,
         grid: str = "stock",
     ):
-        super().__init__(stock, noise_level, window)
+        super().__init__(stock, noise_level, stochastic)
         if kernel not in transitions.KERNELS:
             raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(transitions.KERNELS)}")
         if grid not in GRIDS:
@@ -198,12 +205,12 @@ class FlowSDEScheduler(SDEScheduler):
         config: Any,
         kernel: str = "flow",
         noise_level: float = 0.7,
-        window: Sequence[int] | None = None,
+        stochastic: Iterable[int] | None = None,
         grid: str = "stock",
         **overrides: Any,
     ) -> FlowSDEScheduler:
         """Build from a pipeline's scheduler configuration; overrides (flow_shift, ...) go to the stock scheduler."""
-        return cls(stock_scheduler(config, **overrides), kernel, noise_level, window, grid)
+        return cls(stock_scheduler(config, **overrides), kernel, noise_level, stochastic, grid)
 
     @property
     def _inverted(self) -> bool:
@@ -223,6 +230,11 @@ class FlowSDEScheduler(SDEScheduler):
             raise ValueError(f"noise levels must fall from 1 to 0, got {self.levels}; is this a flow pipeline?")
         return timesteps, levels
 
+    def _lay_visits(self, device: Any) -> tuple[Tensor, Tensor]:
+        self.levels = [*self.levels_visited, 0.0]
+        levels = torch.tensor([1 - s for s in self.levels] if self._inverted else self.levels)
+        return (levels[:-1] * self.config.num_train_timesteps).to(device), levels
+
     def _uniform(self, num_steps: int, mu: float | None) -> Tensor:
         u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
         if self.config.get("use_dynamic_shifting", False):
@@ -233,6 +245,8 @@ class FlowSDEScheduler(SDEScheduler):
 
     def step_coefficients(self, index: int) -> Step:
         sigma, sigma_next = self.levels[index : index + 2]
+        if self.levels_visited is not None:
+            return transitions.compose(transitions.Transition(1.0, 0.0, 0.0), transitions.flow_prediction(sigma))
         kernel = self.kernel if index in self.stochastic_steps else "ode"
         constants = Grid(self.levels[1], self.levels[-1])
         t = transitions.transition(kernel, sigma, sigma_next, self.noise_level, constants)
@@ -248,8 +262,8 @@ class DDIMSDEScheduler(SDEScheduler):
     `noise_level` is DDIM's eta in [0, 1]; 1 is ancestral sampling.
     """
 
-    def __init__(self, stock: Any, noise_level: float = 1.0, window: Sequence[int] | None = None):
-        super().__init__(stock, noise_level, window)
+    def __init__(self, stock: Any, noise_level: float = 1.0, stochastic: Iterable[int] | None = None):
+        super().__init__(stock, noise_level, stochastic)
         if noise_level > 1:
             raise ValueError(f"noise_level is {noise_level}; DDIM's eta lies in [0, 1]")
         if type(stock) is diffusers.DDIMScheduler and (stock.config.clip_sample or stock.config.thresholding):
@@ -257,11 +271,11 @@ class DDIMSDEScheduler(SDEScheduler):
 
     @classmethod
     def from_config(
-        cls, config: Any, noise_level: float = 1.0, window: Sequence[int] | None = None, **overrides: Any
+        cls, config: Any, noise_level: float = 1.0, stochastic: Iterable[int] | None = None, **overrides: Any
     ) -> DDIMSDEScheduler:
         """Build from a pipeline's scheduler configuration; overrides go to diffusers' DDIM scheduler."""
         ddim = diffusers.CogVideoXDDIMScheduler if "snr_shift_scale" in config else diffusers.DDIMScheduler
-        return cls(_build(ddim, config, overrides), noise_level, window)
+        return cls(_build(ddim, config, overrides), noise_level, stochastic)
 
     def _lay_grid(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
         timesteps = self.stock.timesteps

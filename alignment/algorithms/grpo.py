@@ -1,63 +1,72 @@
-"""GRPO on flow-matching generators: DanceGRPO (arXiv 2505.07818) and Flow-GRPO (arXiv 2505.05470).
+"""GRPO on flow-matching generators, and the algorithms that differ from it in values alone.
 
-The two differ in values, not in control flow:
+                     kernel         noise       stochastic steps      trained       objective     updates a rollout
+    DanceGRPO        dance 0.3      shared      all but the last      random 60 %   clip 1e-4     1 with guidance, 2-4
+    Flow-GRPO        flow 0.7       independent all but the last      all           clip 1e-4, KL 0.01-0.04     2
+    Flow-GRPO (Wan)  wan_linear 1.0 independent all but the last      all           clip 1e-3, KL 0.004         2
+    Flow-GRPO-Fast   flow 0.7       independent 2-3, a random window of the first half      clip 1e-5           2
+    MixGRPO          flow 0.7       shared      4, a window that slides every 25 iterations clip 1e-4           4
+    MixGRPO-Flash    the same, with sampler.tail 0.4: a higher-order ODE solver after the window, on fewer steps
+    Flash-GRPO       wan_linear 1.0 independent 1 of the first 10, the same for all samples of a prompt,
+                                                losses rectified      clip 1e-3     2
+    GRPO-Guard       any            independent as Flow-GRPO          guard 2e-6 to 4e-6 at 65,536 elements     2
+    FlowDPPO         any            independent as Flow-GRPO          dppo 1e-5 (of the KL)
+    SAGE-GRPO        sage 0.7       independent all but the last, losses rectified, KL to weights that move on
 
-                     kernel   noise   initial noise   trained steps           clip   KL          updates a rollout
-    DanceGRPO        dance    0.3     shared          a random 60 %           1e-4   none        1 with guidance, 2-4
-    Flow-GRPO        flow     0.7     independent     all but the last        1e-4   0.01-0.04   2
-    Flow-GRPO (Wan)  wan_linear 1.0   independent     all but the last        1e-3   0.004       2
+Sources: arXiv 2505.07818 (DanceGRPO), 2505.05470 (Flow-GRPO), 2507.21802 (MixGRPO), 2605.15980 (Flash-GRPO), 2510.22319
+(GRPO-Guard), 2606.11025 (FlowDPPO), 2603.21872 (SAGE-GRPO), 2609.03528 (LeanGRPO, the option `lean`).
 
 Differs from the papers: the trained steps are drawn once an iteration for all samples (DanceGRPO's code: anew for each
 sample), so that a batch shares its steps; the last step adds no noise (DanceGRPO rewards x0_hat of the last step and
 drops its transition, which is the same thing); KL is the exact divergence of the step (Flow-GRPO's code leaves out the
-step size, which its coefficients are tuned to); the log-ratio comes from the means (samplers.transitions.log_ratio).
-With one update a rollout the ratio is 1 and the clip has no effect.
+step size, which its coefficients are tuned to); the log-ratio comes from the means (samplers.transitions.log_ratio);
+GRPO-Guard's balance divides by c std, which is its step size but for the kernels it was not published for; SAGE's
+equaliser divides by the mean of 1/c where its code takes the median, and the weight of its KL does not ramp up.
+With one update a rollout the ratio is 1, and neither clip nor guard nor dppo has an effect.
 
 Logs: ratio/mean, ratio/max_deviation, ratio/first_deviation (|log ratio| before the first update: 0 if rollout and
-replay agree), clip_fraction, clip_fraction/before_update, kl, loss, advantage/std, groups/zero_spread,
-gradient_share/step_<i> (share of the loss gradient's norm at the network's output).
+replay agree), clip_fraction, clip_fraction/before_update, kl, kl/<updates>, loss, advantage/std, groups/zero_spread,
+groups/spread_share (of the rewards' variance, the part within groups), gradient_share/step_<i> (share of the loss
+gradient's norm at the network's output), window/start.
 """
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from samplers import Moment, Recorded, Trajectory, seed_for
-from samplers.transitions import kl_divergence, log_ratio
+from samplers import Moment, Recorded, Trajectory
+from samplers.transitions import Step, kl_divergence, log_ratio, normalised_log_ratio
 
-from ..advantages import group_advantages, group_statistics
 from ..config import Recipe
-from ..data import Prompt
-from ..objectives import clipped_surrogate, is_clipped
-from ..policy import Policy, as_videos, moved
+from ..groups import GroupConfig, Signal, check_groups, own_signal
+from ..lean import ScoreGradients
+from ..objectives import clipped_surrogate, divergence_masked_surrogate, is_clipped, leaves_trust_region
+from ..samples import Plan, Samples, sample_groups
+from ..tally import Tally
 from ..training import Run
+from ..windows import Window, check_window, plan_steps
+
+OBJECTIVES = ("clip", "guard", "dppo")
 
 
 @dataclass
-class Config:
-    prompts_per_iteration: int = 8  # over all processes
-    group_size: int = 8  # samples a prompt
+class Config(GroupConfig):
+    window: Window = field(default_factory=Window)  # where the noise is; by default everywhere
     trained_steps: int | None = None  # of the stochastic steps, drawn anew every iteration; None: all
+    rectify: bool = False  # divide a step's loss by its gradient coefficient, so that steps count alike
+    objective: str = "clip"  # clip, guard or dppo
+    clip: float = 1e-4  # bound of the ratio; of its normalised form with guard; of the KL with dppo
+    kl: float = 0.0  # weight of KL(policy || reference) of the trained steps
+    kl_moving: dict[int, float] = field(default_factory=dict)  # n: weight of KL to the weights renewed every n updates
     updates_per_rollout: int = 1  # optimiser steps, each on its part of every group
     epochs: int = 1  # passes over a rollout
-    clip: float = 1e-4
-    kl: float = 0.0  # weight of KL(policy || reference) of the trained steps
-    std: str = "group"  # what advantages are divided by: group, global or none
-    max_advantage: float | None = 5.0
-
-
-class Samples(NamedTuple):
-    """This process's samples, group by group."""
-
-    prompts: list[Prompt]  # N
-    groups: list[int]  # N, position of the prompt in the stream
-    trajectory: Trajectory  # in host memory
+    lean: bool = False  # take gradients while the rollout runs, one sample at a time: no forward pass in the update
 
 
 def check(recipe: Recipe, processes: int = 1) -> list[str]:
@@ -65,31 +74,34 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
     config: Config = recipe.algorithm
     num_steps = recipe.sampler.steps
     start, stop = recipe.sampler.window or (0, num_steps - 1)
-    wrong = []
+    wrong = check_groups(config, processes)
     if recipe.sampler.kernel == "ode" or recipe.sampler.noise_level == 0:
         wrong.append("sampler: a deterministic sampler has no policy gradient; set kernel and noise_level > 0")
-    if config.group_size < 2:
-        wrong.append(f"algorithm.group_size: {config.group_size} has no group to compare with; use 2 or more")
     if not 0 <= start < stop <= num_steps:
         wrong.append(f"sampler.window: [{start}, {stop}] holds no step of a rollout of {num_steps} (sampler.steps)")
-    elif config.trained_steps is not None and not 1 <= config.trained_steps <= stop - start:
-        wrong.append(f"algorithm.trained_steps: {config.trained_steps} of {stop - start} stochastic steps")
-    elif stop == num_steps and recipe.sampler.kernel in ("cps", "ddim"):
-        wrong.append(
-            f"sampler.window: kernel {recipe.sampler.kernel} adds no noise in the last step; end at {stop - 1}"
-        )
+    else:
+        wrong += check_window(config.window, stop - start)
+        noisy = config.window.size or stop - start
+        if config.trained_steps is not None and not 1 <= config.trained_steps <= noisy:
+            wrong.append(f"algorithm.trained_steps: {config.trained_steps} of {noisy} stochastic steps")
+        if stop == num_steps and recipe.sampler.kernel in ("cps", "ddim"):
+            kernel = recipe.sampler.kernel
+            wrong.append(f"sampler.window: kernel {kernel} adds no noise in the last step; end at {stop - 1}")
     if recipe.model.dtype == "float16":
         wrong.append("model.dtype: gradients of a mean over a latent's elements underflow in float16; use bfloat16")
-    if not 1 <= config.updates_per_rollout <= config.group_size:
-        wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size")
-    if config.prompts_per_iteration < 1 or config.prompts_per_iteration % processes:
-        wrong.append(
-            f"algorithm.prompts_per_iteration: {config.prompts_per_iteration} cannot be dealt to {processes} processes"
-        )
-    if config.std not in ("group", "global", "none"):
-        wrong.append(f"algorithm.std: {config.std!r} is none of group, global, none")
+    if not 1 <= config.updates_per_rollout <= (config.keep or config.group_size):
+        wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size (or keep)")
+    if config.objective not in OBJECTIVES:
+        wrong.append(f"algorithm.objective: {config.objective!r} is none of {', '.join(OBJECTIVES)}")
+    if config.rectify and config.objective == "guard":
+        wrong.append("algorithm.rectify: guard balances the steps already; set it to false")
     if config.clip <= 0 or config.kl < 0 or config.epochs < 1:
         wrong.append("algorithm: clip has to be above 0, kl 0 or more, epochs 1 or more")
+    if any(every < 1 or weight < 0 for every, weight in config.kl_moving.items()):
+        wrong.append("algorithm.kl_moving: updates have to be 1 or more, weights 0 or more, as in {10: 1e-5}")
+    plain = config.objective == "clip" and config.kl == 0 and not config.kl_moving
+    if config.lean and not (plain and config.updates_per_rollout == config.epochs == 1):
+        wrong.append("algorithm.lean: exact for one update a rollout with objective clip and without KL only")
     return wrong
 
 
@@ -101,145 +113,127 @@ def needs_reference(config: Config) -> bool:
 def train(run: Run) -> None:
     """Train until the recipe's iterations are done."""
     config: Config = run.recipe.algorithm
-    for iteration in run.iterations():
+    for _ in run.iterations():
         prompts = run.next_prompts(config.prompts_per_iteration)
-        steps = trained_steps(run.policy.stochastic_steps, config.trained_steps, run.recipe.seed, iteration)
+        scores = ScoreGradients(run.policy, lambda step: step_weight(step, config)) if config.lean else None
         with run.timer("rollout"):
-            samples, videos = sample_groups(run, prompts, config.group_size, steps)
+            samples, videos = sample_groups(run, prompts, config.group_size, lambda at: plan(run, at), scores)
         readings = run.score(videos, samples.prompts, samples.groups, config.group_size)
         del videos  # at full size a group of them weighs more than the model
-        advantages = own_advantages(run, run.scorer.combined(readings.totals), config)
+        signal = own_signal(run, readings.totals, config)
+        tally = Tally()
         with run.timer("update"):
-            reference = reference_means(run, samples, config) if config.kl > 0 else None
-            tally = Tally()
-            for _ in range(config.epochs):
+            if scores:
+                lean_update(run, scores, signal)
+            for _ in range(0 if scores else config.epochs):
                 for part in range(config.updates_per_rollout):
-                    update(run, samples, advantages, reference, part, tally)
-        run.log(tally.metrics(run, config))
+                    rows = signal.rows_of_part(part, config.updates_per_rollout)
+                    update(run, samples, signal, rows, tally)
+        run.log({**tally.metrics(run), "window/start": plan(run, prompts[0][0]).stochastic[0]})
 
 
-def trained_steps(stochastic: list[int], count: int | None, seed: int, iteration: int) -> list[int]:
-    """The steps that this iteration trains, the same for every sample and process."""
-    if count is None or count >= len(stochastic):
-        return stochastic
-    return sorted(random.Random(seed_for(seed, "steps", iteration)).sample(stochastic, count))
-
-
-def sample_groups(
-    run: Run, prompts: list[tuple[int, Prompt]], group_size: int, steps: list[int]
-) -> tuple[Samples, Tensor]:
-    """Draw `group_size` samples a prompt, and their videos (N, F, C, H, W) in [0, 1].
-
-    A sample depends on its prompt, iteration and number alone.
-    """
-    seed, shared = run.recipe.seed, run.recipe.sampler.shared_noise
-    rows = [(position, prompt, member) for position, prompt in prompts for member in range(group_size)]
-    latents = [seed_for(seed, "latents", run.iteration, position, 0 if shared else m) for position, _, m in rows]
-    noises = [seed_for(seed, "noise", run.iteration, position, m) for position, _, m in rows]
-    size = run.recipe.batch.rollout or len(rows)
-    videos, trajectories = [], []
-    for i in range(0, len(rows), size):
-        texts = [prompt.text for _, prompt, _ in rows[i : i + size]]
-        part = run.policy.rollout(texts, latents[i : i + size], noises[i : i + size], steps)
-        videos.append(as_videos(part.frames))
-        trajectories.append(moved(part.trajectory, "cpu"))
-    trajectory = Trajectory.joined(trajectories)
-    return Samples([p for _, p, _ in rows], [g for g, _, _ in rows], trajectory), torch.cat(videos)
-
-
-def own_advantages(run: Run, rewards: Tensor, config: Config) -> Tensor:
-    """(N,) advantages of this process's samples, from the rewards of all."""
-    groups = torch.arange(len(rewards), device=rewards.device) // config.group_size
-    advantages = group_advantages(rewards, groups, std=config.std, clamp=config.max_advantage)
-    spread = group_statistics(rewards, groups, rewards.isfinite())[2].view(-1, config.group_size)[:, 0]
-    run.log(
-        {"advantage/std": float(advantages.std(correction=0)), "groups/zero_spread": 1 - float(spread.float().mean())}
-    )
-    by_group = advantages.view(-1, config.group_size)
-    return by_group[run.processes.rank :: run.processes.count].flatten()
-
-
-def batches(run: Run, rows: list[int]) -> list[list[int]]:
-    size = run.recipe.batch.update or len(rows)
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def reference_means(run: Run, samples: Samples, config: Config) -> dict[int, Tensor]:
-    """step index -> (N, ...) mean of the next state under the reference, in host memory."""
-    found: dict[int, list[Tensor]] = defaultdict(list)
-    policy: Policy = run.policy
-    with policy.reference():
-        for rows in batches(run, list(range(len(samples.prompts)))):
-            texts = [samples.prompts[i].text for i in rows]
-            policy.replay(samples.trajectory.rows(rows), texts, lambda m, r: found[r.index].append(m.mean.cpu()))
-    return {index: torch.cat(parts) for index, parts in found.items()}
-
-
-def update(
-    run: Run, samples: Samples, advantages: Tensor, reference: dict[int, Tensor] | None, part: int, tally: Tally
-) -> None:
-    """One optimiser step on the members `part`, `part + updates_per_rollout`, ... of every group."""
+def plan(run: Run, position: int) -> Plan:
+    """The stochastic and the trained steps of the group at a position of the stream."""
     config: Config = run.recipe.algorithm
-    mine = [i for i in range(len(samples.prompts)) if i % config.group_size % config.updates_per_rollout == part]
-    share = run.processes.count * len(mine) * len(samples.trajectory.steps)  # of (sample, step) pairs in this update
-    for rows in batches(run, mine):
-        advantage = advantages[rows]
+    allowed = run.policy.stochastic_steps
+    return plan_steps(config.window, allowed, config.trained_steps, run.recipe.seed, run.iteration, position)
 
-        def visit(moment: Moment, recorded: Recorded, rows: list[int] = rows, advantage: Tensor = advantage) -> None:
-            std = moment.step.std
-            ratio = log_ratio(recorded.x_next, moment.mean, recorded.mean, std)
-            loss = clipped_surrogate(ratio, advantage, config.clip)
-            tally.ratio(ratio.detach(), is_clipped(ratio, advantage, config.clip))
-            if reference is not None:
-                divergence = kl_divergence(moment.mean, reference[recorded.index][rows].to(moment.mean.device), std)
-                tally.kl.append(divergence.detach())
-                loss = loss + config.kl * divergence
-            tally.loss.append(loss.detach())
-            moment.output.register_hook(lambda g: tally.gradient(recorded.index, g))
-            (loss.sum() / share).backward()
 
-        run.policy.replay(samples.trajectory.rows(rows), [samples.prompts[i].text for i in rows], visit)
+def step_weight(step: Step, config: Config) -> float:
+    """Of a step's loss, before weights are brought to mean 1 over an update."""
+    if config.objective == "guard":
+        return step.gradient_balance
+    return 1 / abs(step.gradient_coefficient) if config.rectify else 1.0
+
+
+def update(run: Run, samples: Samples, signal: Signal, rows: list[int], tally: Tally) -> None:
+    """One optimiser step on these samples of this process."""
+    config: Config = run.recipe.algorithm
+    count, scale = pairs_and_scale(run, samples.steps(rows))
+    for part, trajectory in samples.batches(run.recipe.batch.update, rows):
+        anchors = [Anchor(*a, means(run, samples, part, trajectory, a[2])) for a in anchor_weights(run)]
+        advantages = signal.advantages[:, part]
+
+        def visit(
+            moment: Moment, recorded: Recorded, anchors: list[Anchor] = anchors, advantages: Tensor = advantages
+        ) -> None:
+            losses, ratio, stopped, outside = surrogate(moment, recorded, advantages, config)
+            loss = step_weight(moment.step, config) * scale * (signal.weights.to(losses) @ losses)
+            tally.ratio(ratio, stopped, outside)
+            for anchor in anchors:
+                divergence = kl_divergence(moment.mean, anchor.means[recorded.index], moment.step.std)
+                tally.add(anchor.name, divergence)
+                loss = loss + anchor.weight * divergence
+            tally.add("loss", loss)
+            tally.watch_gradient(moment)
+            (loss.sum() / count).backward()
+
+        samples.replay(run.policy, part, trajectory, visit)
+    for every in config.kl_moving:  # renewed before the step: an anchor equal to the weights would hold nothing
+        run.snapshot(f"kl_{every}", renew=run.updates % every == 0)
     run.apply_update()
     tally.updates += 1
 
 
-class Tally:
-    """Sums over an iteration's updates, reduced over processes at the end."""
+def surrogate(
+    moment: Moment, recorded: Recorded, advantages: Tensor, config: Config
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (K, B); log-ratio (B,); whether the trust region takes the gradient away; whether a sample is outside."""
+    x_next, std = recorded.x_next, moment.step.std
+    ratio_of = normalised_log_ratio if config.objective == "guard" else log_ratio
+    ratio = ratio_of(x_next, moment.mean, recorded.mean, std)
+    total = advantages.sum(0)
+    if config.objective == "dppo":
+        divergence = kl_divergence(moment.mean, recorded.mean, std)
+        losses = [divergence_masked_surrogate(ratio, divergence, a, config.clip) for a in advantages]
+        stopped = leaves_trust_region(ratio, divergence, total, config.clip)
+        return torch.stack(losses), ratio, stopped, divergence.detach() >= config.clip
+    losses = [clipped_surrogate(ratio, a, config.clip) for a in advantages]
+    outside = (ratio.detach().exp() - 1).abs() > config.clip
+    return torch.stack(losses), ratio, is_clipped(ratio, total, config.clip), outside
 
-    def __init__(self) -> None:
-        self.updates = 0
-        self.log_ratios: list[Tensor] = []
-        self.first: list[Tensor] = []  # of the first update
-        self.clipped: list[Tensor] = []
-        self.kl: list[Tensor] = []
-        self.loss: list[Tensor] = []
-        self.gradients: dict[int, Any] = defaultdict(float)
 
-    def ratio(self, log_ratio: Tensor, clipped: Tensor) -> None:
-        self.log_ratios.append(log_ratio)
-        self.clipped.append(clipped)
-        if self.updates == 0:
-            self.first.append(log_ratio)
+def pairs_and_scale(run: Run, steps: list[Step]) -> tuple[float, float]:
+    """The (sample, step) pairs of an update over all processes, and what brings the mean of their weights to 1."""
+    config: Config = run.recipe.algorithm
+    weights = sum(step_weight(step, config) for step in steps)
+    sums = run.processes.sum(torch.tensor([len(steps), weights], dtype=torch.float64, device=run.policy.device))
+    return float(sums[0]), float(sums[0] / sums[1])
 
-    def gradient(self, index: int, gradient: Tensor) -> None:
-        self.gradients[index] += gradient.detach().float().square().sum()
 
-    def metrics(self, run: Run, config: Config) -> dict[str, float]:
-        steps = sorted(self.gradients)
-        squares = torch.stack([self.gradients[i] for i in steps]) if steps else torch.zeros(0)
-        norms = run.processes.sum(squares).sqrt()
-        shares = norms / norms.sum() if float(norms.sum()) > 0 else norms
-        logs = run.processes.gather(torch.cat(self.log_ratios))
-        first = run.processes.gather(torch.cat(self.first))
-        found = {
-            "ratio/mean": float(logs.exp().mean()),
-            "ratio/max_deviation": float((logs.exp() - 1).abs().max()),
-            "ratio/first_deviation": float(first.abs().max()),
-            "clip_fraction": float(run.processes.gather(torch.cat(self.clipped).float()).mean()),
-            "clip_fraction/before_update": float(((first.exp() - 1).abs() > config.clip).double().mean()),
-            "loss": float(run.processes.gather(torch.cat(self.loss)).mean()),
-            **{f"gradient_share/step_{i}": float(s) for i, s in zip(steps, shares, strict=True)},
-        }
-        if self.kl:
-            found["kl"] = float(run.processes.gather(torch.cat(self.kl)).mean())
-        return found
+class Anchor(NamedTuple):
+    """Weights that the policy is held close to, and what they make of the steps of a micro-batch."""
+
+    name: str
+    weight: float
+    weights: Callable[[], AbstractContextManager]
+    means: dict[int, Tensor]  # step index -> (B, ...) mean of the next state
+
+
+def anchor_weights(run: Run) -> list[tuple[str, float, Callable[[], AbstractContextManager]]]:
+    """Name, weight of the KL, and a context with the weights, of every anchor."""
+    config: Config = run.recipe.algorithm
+    found = [("kl", config.kl, run.policy.reference)] if config.kl > 0 else []
+    for every, weight in config.kl_moving.items():
+        snapshot = run.snapshot(f"kl_{every}")
+        found.append((f"kl/{every}", weight, lambda weights=snapshot: run.policy.using(weights)))
+    return found
+
+
+def means(
+    run: Run, samples: Samples, rows: list[int], trajectory: Trajectory, weights: Callable[[], AbstractContextManager]
+) -> dict[int, Tensor]:
+    """Step index -> (B, ...) mean of the next state under other weights, without gradients."""
+    found = {}
+    with weights(), torch.no_grad():
+        samples.replay(run.policy, rows, trajectory, lambda m, r: found.update({r.index: m.mean}))
+    return found
+
+
+def lean_update(run: Run, scores: ScoreGradients, signal: Signal) -> None:
+    """The same optimiser step from the gradients that were taken in the rollout."""
+    count, scale = pairs_and_scale(run, [step for row in signal.rows for step in scores.steps[row]])
+    kept = torch.zeros_like(signal.advantages[0])
+    kept[signal.rows] = 1
+    scores.scale(-kept * scale * (signal.weights @ signal.advantages) / count)
+    run.apply_update()

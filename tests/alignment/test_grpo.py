@@ -11,8 +11,11 @@ from torch.distributions import Normal, kl_divergence
 
 from alignment.advantages import group_advantages
 from alignment.algorithms import grpo
-from alignment.algorithms.grpo import Config, Tally
+from alignment.algorithms.grpo import Config
 from alignment.config import BatchConfig
+from alignment.groups import Signal, own_signal
+from alignment.samples import Lot, Plan, sample_groups
+from alignment.tally import Tally
 from tests.alignment.tiny import GUIDANCE, NOISE, grpo_run, shake
 from tests.pipelines import STEPS
 
@@ -21,7 +24,9 @@ PROMPTS_PER_ITERATION, GROUP = 2, 4
 
 def sample(run, steps=None):
     prompts = run.next_prompts(run.recipe.algorithm.prompts_per_iteration)
-    return grpo.sample_groups(run, prompts, run.recipe.algorithm.group_size, steps or run.policy.stochastic_steps)
+    noisy = tuple(run.policy.stochastic_steps)
+    plan = Plan(noisy, tuple(steps or noisy))
+    return sample_groups(run, prompts, run.recipe.algorithm.group_size, lambda position: plan)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +44,15 @@ def advantages():
     return torch.randn(PROMPTS_PER_ITERATION * GROUP, generator=torch.Generator().manual_seed(3))
 
 
-def gradient(run, samples, advantages, reference=None, part=0, tally=None):
+def signal_of(advantages, group=GROUP, rows=None):
+    rows = list(range(len(advantages))) if rows is None else rows
+    return Signal(advantages[None], torch.ones(1), rows, group)
+
+
+def gradient(run, samples, advantages, part=0, tally=None):
     """The gradient of one update, which is not taken."""
-    found = {}
+    found, signal = {}, signal_of(advantages, len(advantages) // len(set(samples.groups)))
+    rows = signal.rows_of_part(part, run.recipe.algorithm.updates_per_rollout)
 
     def keep():
         found.update({n: p.grad.clone() for n, p in run.policy.parameters.items()})
@@ -49,7 +60,7 @@ def gradient(run, samples, advantages, reference=None, part=0, tally=None):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "apply_update", keep)
-        grpo.update(run, samples, advantages, reference, part, tally or Tally())
+        grpo.update(run, samples, signal, rows, tally or Tally())
     return found
 
 
@@ -98,7 +109,7 @@ def gaussians(pipe, samples, dtype=torch.float32):
     texts = [prompt.text for prompt in samples.prompts]
     with torch.no_grad():
         positive, negative = pipe.encode_prompt(texts, max_sequence_length=32)
-    for step in samples.trajectory.steps:
+    for step in samples.lots[0].trajectory.steps:
         x, now, after = step.x.to(dtype), float(stock.sigmas[step.index]), float(stock.sigmas[step.index + 1])
         timestep = stock.timesteps[step.index].expand(len(x))
         v, v_negative = (pipe.transformer(x, timestep, text.to(dtype))[0] for text in (positive, negative))
@@ -154,13 +165,13 @@ def test_gradient_by_finite_differences(run, samples, advantages):
 def test_first_ratio_is_exactly_one(run, samples, advantages):
     tally = Tally()
     gradient(run, samples, advantages, tally=tally)
-    assert torch.cat(tally.first).abs().max() == 0
-    assert len(torch.cat(tally.first)) == 8 * (STEPS - 1)
+    assert torch.cat(tally.values["first"]).abs().max() == 0
+    assert len(torch.cat(tally.values["first"])) == 8 * (STEPS - 1)
     moved = Tally()
     with restored(run.policy):
         shake(run.policy, 0.01)
         gradient(run, samples, advantages, tally=moved)
-    assert torch.cat(moved.first).abs().max() > 1e-5
+    assert torch.cat(moved.values["first"]).abs().max() > 1e-5
 
 
 def test_with_one_update_the_clip_has_no_effect(run, samples, advantages):
@@ -184,7 +195,7 @@ def test_parts_cover_every_sample_once(run, samples, advantages):
         with change(run, algorithm=Config(group_size=GROUP, clip=10.0, updates_per_rollout=parts)):
             tallies = [Tally() for _ in range(parts)]
             found = [gradient(run, samples, advantages, part=i, tally=tally) for i, tally in enumerate(tallies)]
-        assert [len(torch.cat(tally.first)) // (STEPS - 1) for tally in tallies] == sizes
+        assert [len(torch.cat(tally.values["first"])) // (STEPS - 1) for tally in tallies] == sizes
         total = {n: sum(size / 8 * g[n] for size, g in zip(sizes, found, strict=True)) for n in whole}
         assert distance(total, whole) < 1e-5
         assert distance(found[0], found[1]) > 0.1
@@ -194,9 +205,8 @@ def test_samples_without_advantage_do_not_count(run, samples, advantages):
     assert flat(gradient(run, samples, torch.zeros(8))).abs().max() == 0
     some = advantages * torch.tensor([1, 0, 1, 0, 1, 0, 1, 0])
     rows = [0, 2, 4, 6]
-    half = samples._replace(
-        prompts=[samples.prompts[i] for i in rows], trajectory=samples.trajectory.rows(rows), groups=[0] * 4
-    )
+    lot = Lot([0, 1, 2, 3], samples.lots[0].trajectory.rows(rows))
+    half = samples._replace(prompts=[samples.prompts[i] for i in rows], lots=[lot], groups=[0] * 4)
     expected = {n: g / 2 for n, g in gradient(run, half, some[rows]).items()}
     assert distance(gradient(run, samples, some), expected) < 1e-5
 
@@ -205,9 +215,10 @@ def redrawn(samples, noise_scale, draw):
     """The same states with other actions."""
     steps = [
         replace(s, x_next=s.mean + noise_scale * s.step.std * torch.randn(s.mean.shape, generator=draw))
-        for s in samples.trajectory.steps
+        for s in samples.lots[0].trajectory.steps
     ]
-    return samples._replace(trajectory=replace(samples.trajectory, steps=tuple(steps)))
+    lot = samples.lots[0]
+    return samples._replace(lots=[lot._replace(trajectory=replace(lot.trajectory, steps=tuple(steps)))])
 
 
 def test_action_without_noise_has_no_gradient(run, samples):
@@ -226,10 +237,10 @@ def pull(run, samples):
     """KL of every (step, sample), and the gradient of its weighted mean alone."""
     config, tally = Config(group_size=GROUP, clip=10.0, kl=2.0), Tally()
     with change(run, algorithm=config):
-        reference = grpo.reference_means(run, samples, config)
-        found = gradient(run, samples, torch.zeros(8), reference, tally=tally)
-    torch.testing.assert_close(torch.stack(tally.loss), 2.0 * torch.stack(tally.kl).double())
-    return torch.stack(tally.kl), found
+        found = gradient(run, samples, torch.zeros(8), tally=tally)
+    divergence = torch.stack(tally.values["kl"])
+    torch.testing.assert_close(torch.stack(tally.values["loss"]), 2.0 * divergence)
+    return divergence, found
 
 
 def test_kl_is_zero_at_the_reference(run):
@@ -252,7 +263,7 @@ def test_kl_is_that_of_the_steps_and_pulls_back(run, samples):
     policy.pipe.transformer.enable_adapters()
     expected = torch.stack([kl_divergence(a, b).flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)])
     assert expected.min() > 1e-4
-    torch.testing.assert_close(divergence, expected.detach(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(divergence, expected.detach().double(), rtol=1e-4, atol=0)
     gradients = torch.autograd.grad(2.0 * expected.mean(), list(policy.parameters.values()))
     assert distance(found, dict(zip(policy.parameters, gradients, strict=True))) < 1e-4
     with restored(policy):
@@ -262,13 +273,12 @@ def test_kl_is_that_of_the_steps_and_pulls_back(run, samples):
 
 
 def test_reference_means_do_not_depend_on_the_batch(run, samples):
-    config = Config(group_size=GROUP, kl=1.0)
-    whole = grpo.reference_means(run, samples, config)
-    with change(run, batch=BatchConfig(update=3)):
-        parts = grpo.reference_means(run, samples, config)
-    assert list(whole) == list(parts) == [0, 1, 2, 3]
-    for index in whole:
-        torch.testing.assert_close(parts[index], whole[index], rtol=0, atol=1e-5)
+    whole, parts = Tally(), Tally()
+    for size, tally in ((None, whole), (3, parts)):
+        with change(run, algorithm=Config(group_size=GROUP, kl=1.0), batch=BatchConfig(update=size)):
+            gradient(run, samples, torch.zeros(8), tally=tally)
+    one, other = (torch.cat(t.values["kl"]).sort().values for t in (whole, parts))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
 
 
 def test_samples_do_not_depend_on_batch_or_process(run, samples):
@@ -277,9 +287,9 @@ def test_samples_do_not_depend_on_batch_or_process(run, samples):
         with change(run, batch=BatchConfig(rollout=size)):
             other, other_videos = sample(run)
         torch.testing.assert_close(other_videos, videos, rtol=0, atol=1e-5)
-        for a, b in zip(other.trajectory.steps, samples.trajectory.steps, strict=True):
+        for a, b in zip(other.lots[0].trajectory.steps, samples.lots[0].trajectory.steps, strict=True):
             torch.testing.assert_close(a.x_next, b.x_next, rtol=0, atol=1e-5)
-        assert other.trajectory.latent_seeds == samples.trajectory.latent_seeds
+        assert other.lots[0].trajectory.latent_seeds == samples.lots[0].trajectory.latent_seeds
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.processes, "count", 2)
         for rank in (0, 1):
@@ -291,7 +301,7 @@ def test_samples_do_not_depend_on_batch_or_process(run, samples):
 
 def noises(run):
     """A number for each sample's first noise, and one for its initial noise."""
-    first = sample(run)[0].trajectory.steps[0]
+    first = sample(run)[0].lots[0].trajectory.steps[0]
     step = (first.x_next - first.mean) / first.step.std
     return [[round(float(row.sum()), 2) for row in rows] for rows in (step, first.x)]
 
@@ -312,21 +322,29 @@ def test_every_sample_has_noise_of_its_own(run):
 def test_shared_noise_is_shared_within_a_group(run, shared):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.recipe.sampler, "shared_noise", shared)
-        starts = sample(run)[0].trajectory.steps[0].x.view(PROMPTS_PER_ITERATION, GROUP, -1)
+        starts = sample(run)[0].lots[0].trajectory.steps[0].x.view(PROMPTS_PER_ITERATION, GROUP, -1)
     assert len({float(x.sum()) for x in starts[0]}) == (1 if shared else GROUP)
     assert not torch.equal(starts[0, 0], starts[1, 0])
 
 
-def test_own_advantages_are_those_of_this_process(run):
+def test_own_signal_is_that_of_this_process(run):
     rewards = torch.tensor([1.0, 2.0, 3.0, 6.0, 5.0, 5.0, 5.0, 5.0, float("nan"), 0.0, 1.0, 5.0])
-    config = Config(group_size=4, std="global")
+    config = Config(group_size=4, std="global", keep=2)
     expected = group_advantages(rewards, torch.arange(12) // 4, std="global").view(3, 4)
-    assert torch.equal(grpo.own_advantages(run, rewards, config), expected.flatten())
+
+    def signal():
+        return own_signal(run, {"brightness": rewards}, config)
+
+    found = signal()
+    assert torch.equal(found.advantages, expected.flatten()[None])
+    assert found.rows == [0, 3, 4, 7, 9, 11]
+    assert [found.rows_of_part(part, 2) for part in (0, 1)] == [[0, 4, 9], [3, 7, 11]]
     assert run.row["groups/zero_spread"] == pytest.approx(1 / 3)
     assert run.row["advantage/std"] == pytest.approx(float(expected.std(correction=0)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.processes, "count", 2)
         patch.setattr(run.processes, "rank", 0)
-        assert torch.equal(grpo.own_advantages(run, rewards, config), expected[[0, 2]].flatten())
+        assert torch.equal(signal().advantages[0], expected[[0, 2]].flatten())
+        assert signal().rows == [0, 3, 5, 7]
         patch.setattr(run.processes, "rank", 1)
-        assert torch.equal(grpo.own_advantages(run, rewards, config), expected[1])
+        assert torch.equal(signal().advantages[0], expected[1])

@@ -3,25 +3,12 @@
 import json
 
 import pytest
-import torch
 
 from alignment.algorithms import grpo
 from alignment.algorithms.grpo import Config
 from alignment.config import EvaluationConfig, LoRAConfig, OptimizerConfig, Recipe, RewardConfig
 from tests.alignment.tiny import grpo_run, make_policy, make_run
 from tests.pipelines import STEPS
-
-
-def test_trained_steps():
-    stochastic = [2, 3, 4, 5, 6, 7]
-    draws = [grpo.trained_steps(stochastic, 3, 0, iteration) for iteration in range(40)]
-    assert all(d == sorted(set(d)) and len(d) == 3 and set(d) <= set(stochastic) for d in draws)
-    assert {step for d in draws for step in d} == set(stochastic)
-    assert len({tuple(d) for d in draws}) > 5
-    torch.manual_seed(7)  # nothing but seed and iteration decides, so all processes agree
-    assert draws == [grpo.trained_steps(stochastic, 3, 0, iteration) for iteration in range(40)]
-    assert draws != [grpo.trained_steps(stochastic, 3, 1, iteration) for iteration in range(40)]
-    assert grpo.trained_steps(stochastic, None, 0, 1) == grpo.trained_steps(stochastic, 9, 0, 1) == stochastic
 
 
 def metrics(run):

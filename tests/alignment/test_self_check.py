@@ -14,16 +14,16 @@ from tests.pipelines import FAMILIES, PROMPTS
 def test_every_family_passes(family, dtype):
     policy = make_policy(family, model={"dtype": dtype}, sampler={"window": [1, 3]})
     self_check(policy, PROMPTS[0])
-    assert policy.scheduler.window == (1, 3)
+    assert policy.scheduler.stochastic == (1, 2)
     assert all(p.grad is None for p in policy.parameters.values())
 
 
 def refused(policy) -> str:
     """The one line that the check answers with."""
-    before = policy.scheduler.window
+    before = policy.scheduler.stochastic
     with pytest.raises(UserError) as error:
         self_check(policy, PROMPTS[0])
-    assert policy.scheduler.window == before
+    assert policy.scheduler.stochastic == before
     assert policy.pipe.scheduler is policy.stock
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -91,7 +91,7 @@ def test_exception_inside_leaves_everything_as_it_was():
     hook = policy.pipe.transformer.register_forward_hook(lambda *_: (_ for _ in ()).throw(OSError("on purpose")))
     with pytest.raises(OSError, match="on purpose"):
         self_check(policy, PROMPTS[0])
-    assert policy.scheduler.window == (0, 2)
+    assert policy.scheduler.stochastic == (0, 1)
     assert policy.scheduler.on_step is None
     hook.remove()
     self_check(policy, PROMPTS[0])

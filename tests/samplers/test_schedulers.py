@@ -8,6 +8,7 @@ import torch
 from samplers import DDIMSDEScheduler, FlowSDEScheduler, sde_scheduler, transitions
 from samplers.rollout import generators
 from samplers.schedulers import Moment, stock_scheduler
+from tests.pipelines import FAMILIES
 
 from . import grids
 
@@ -137,13 +138,13 @@ def test_refusals():
         FlowSDEScheduler(diffusers.EulerDiscreteScheduler()).set_timesteps(5)
 
 
-@pytest.mark.parametrize(("window", "stochastic"), [(None, range(9)), ((2, 4), range(2, 4)), ((0, 0), range(0))])
+@pytest.mark.parametrize(("given", "stochastic"), [(None, range(9)), ((2, 3, 7), (2, 3, 7)), ((), ())])
 @pytest.mark.parametrize("name", ["euler", "ddim"])
-def test_window(name, window, stochastic):
-    """Noise inside the window, the deterministic sampler outside; by default all but the last step are stochastic."""
-    scheduler = sde_scheduler(STOCK[name][0].config, window=window)
+def test_stochastic_steps(name, given, stochastic):
+    """Noise in the named steps, the deterministic sampler elsewhere; by default all but the last are stochastic."""
+    scheduler = sde_scheduler(STOCK[name][0].config, stochastic=given)
     scheduler.set_timesteps(10)
-    assert scheduler.stochastic_steps == stochastic
+    assert scheduler.stochastic_steps == tuple(stochastic)
     still = sde_scheduler(STOCK[name][0].config, noise_level=0.0)
     still.set_timesteps(10)
     for index in range(10):
@@ -152,10 +153,30 @@ def test_window(name, window, stochastic):
         assert (step == still.step_coefficients(index)) == (index not in stochastic)
 
 
-def test_window_outside_the_grid():
-    for window in [(3, 11), (4, 2), (-1, 2)]:
-        with pytest.raises(ValueError, match="does not fit a grid of 10 steps"):
-            flow(window=window).step_coefficients(0)
+def test_stochastic_steps_outside_the_grid():
+    for steps in [(3, 10), (-1, 2)]:
+        with pytest.raises(ValueError, match="do not fit a grid of 10 steps"):
+            flow(stochastic=steps).step_coefficients(0)
+
+
+@pytest.mark.parametrize("name", ["euler", "mochi"])
+def test_visited_levels_have_their_timesteps_and_step_to_the_clean_estimate(name):
+    config = STOCK["euler"][0].config if name == "euler" else FAMILIES["mochi"]()[0].scheduler.config
+    scheduler = FlowSDEScheduler.from_config(config)
+    scheduler.levels_visited = (0.8, 0.25)
+    scheduler.set_timesteps(10)
+    inverted = name == "mochi"
+    assert scheduler.timesteps.tolist() == pytest.approx([200, 750] if inverted else [800, 250])
+    clean, noise = torch.randn(2, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    velocity = noise - clean
+    for level in (0.8, 0.25):
+        x = (1 - level) * clean + level * noise
+        estimate = scheduler.step(-velocity if inverted else velocity, None, x).prev_sample
+        torch.testing.assert_close(estimate, clean)
+    ddim = sde_scheduler(STOCK["ddim"][0].config)
+    ddim.levels_visited = (0.5,)
+    with pytest.raises(ValueError, match="needs a flow pipeline"):
+        ddim.set_timesteps(10)
 
 
 @pytest.mark.parametrize("grid", ["stock", "uniform"])
