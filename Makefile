@@ -5,7 +5,7 @@ check:
 	ruff format --check .
 
 test:
-	pytest
+	pytest -n auto --dist loadfile
 
 demo:
 	python -m alignment.run recipes/tiny_grpo.yaml
