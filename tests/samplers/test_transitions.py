@@ -290,7 +290,9 @@ def test_normalised_log_ratio_keeps_what_float32_subtraction_loses():
     exact = tr.normalised_log_ratio(*(t.double() for t in (x_next, mean, old)), std)
     bias = (mean - old).square().flatten(1).mean(1) / (2 * std**2)
     naive = std * (tr.log_prob(x_next, mean, std) - tr.log_prob(x_next, old, std) + bias)
-    assert abs(tr.normalised_log_ratio(x_next, mean, old, std) / exact - 1) < 1e-3
+    direct = tr.normalised_log_ratio(x_next, mean, old, std)
+    assert direct.dtype == torch.float64
+    assert abs(direct / exact - 1) < 1e-3
     assert abs(naive / exact - 1) > 1e-2
 
 
