@@ -13,14 +13,26 @@ from torch import nn
 from alignment.algorithms import grpo
 from alignment.config import BatchConfig
 from alignment.distributed import Processes
+from alignment.windows import Window
 from tests.alignment.tiny import grpo_run
 
-TRAINING = {"prompts_per_iteration": 4, "updates_per_rollout": 2, "kl": 0.1, "clip": 1e-3}
+PLAIN = {"prompts_per_iteration": 4, "updates_per_rollout": 2, "kl": 0.1, "clip": 1e-3}
+# Prompts have windows of their own, so ranks run other steps; half of every group is trained; anchors move.
+WINDOWS = {
+    "prompts_per_iteration": 4,
+    "updates_per_rollout": 2,
+    "keep": 2,
+    "window": Window(size=2, move="random", per_prompt=True),
+    "rectify": True,
+    "std": "running",
+    "kl_moving": {1: 0.1},
+}
+TRAININGS = {"plain": PLAIN, "windows": WINDOWS}
 
 
-def updates(folder: Path, **batch) -> list[dict[str, torch.Tensor]]:
+def updates(folder: Path, algorithm: dict, **batch) -> list[dict[str, torch.Tensor]]:
     """Train two iterations; the weights after each of the four updates, and the gradients that led there."""
-    run, after = grpo_run(folder, **TRAINING), []
+    run, after = grpo_run(folder, **algorithm), []
     run.recipe.batch = BatchConfig(**batch)
     add = run.processes.add_gradients
 
@@ -68,7 +80,8 @@ def worker(rank: int, folder: Path, port: int) -> None:
     torch.manual_seed(rank)  # nothing may depend on it
     found = {"collectives": collectives(processes)}
     processes.wait()
-    found["updates"] = updates(folder / "shared" if rank == 0 else folder / "other", update=3)
+    for name, algorithm in TRAININGS.items():
+        found[name] = updates(folder / name if rank == 0 else folder / f"other {name}", algorithm, update=3)
     torch.save(found, folder / f"{rank}.pt")
     processes.close()
 
@@ -88,14 +101,19 @@ def ranks(folder):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.fixture(scope="module", params=TRAININGS)
+def training(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, training):
     """The same training in one process, accumulated over batches of another size.
 
     Rollouts of as many rows as a rank has, so that rewards round alike: their spread is 1e-4 of their size.
     """
     folder = tmp_path_factory.mktemp("alone")
-    return folder, updates(folder, rollout=8, update=5)
+    return folder, updates(folder, TRAININGS[training], rollout=8, update=5)
 
 
 def test_collectives(ranks):
@@ -115,8 +133,8 @@ def test_collectives(ranks):
         assert found["gradients"][2] is None  # as with one process, where the optimiser passes over it
 
 
-def test_both_ranks_hold_the_same_weights_after_every_update(ranks):
-    first, second = (rank["updates"] for rank in ranks)
+def test_both_ranks_hold_the_same_weights_after_every_update(ranks, training):
+    first, second = (rank[training] for rank in ranks)
     assert len(first) == len(second) == 5
     for one, two in zip(first, second, strict=True):
         assert one.keys() == two.keys()
@@ -125,20 +143,20 @@ def test_both_ranks_hold_the_same_weights_after_every_update(ranks):
         assert all(not torch.equal(before[name], after[name]) for name in after if not name.startswith("grad/"))
 
 
-def test_two_processes_are_one_with_accumulation(ranks, alone):
+def test_two_processes_are_one_with_accumulation(ranks, alone, training):
     """Adam divides by the gradient's size, so rounding shows in entries whose gradient is next to nothing."""
-    for ours, theirs in zip(ranks[0]["updates"], alone[1], strict=True):
+    for ours, theirs in zip(ranks[0][training], alone[1], strict=True):
         for name in theirs:
             difference, size = (ours[name] - theirs[name]).norm(), theirs[name].norm()
             assert difference < (1e-2 if name.startswith("grad/") else 1e-3) * size, name
-    first = ranks[0]["updates"][0], alone[1][0]
+    first = ranks[0][training][0], alone[1][0]
     assert all((a - b).norm() < 1e-4 * b.norm() for a, b in zip(*(f.values() for f in first), strict=True))
 
 
-def test_metrics_are_those_of_one_process(folder, alone):
+def test_metrics_are_those_of_one_process(folder, alone, training):
     ours, theirs = (
         [json.loads(line) for line in (path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
-        for path in (folder / "shared", alone[0])
+        for path in (folder / training, alone[0])
     )
     assert len(ours) == len(theirs) == 2
     for two, one in zip(ours, theirs, strict=True):
