@@ -1,19 +1,23 @@
-"""Stochastic samplers for any diffusers pipeline: transition kernels, schedulers, rollout and replay."""
+"""Stochastic samplers for any diffusers pipeline: transition kernels, schedulers, rollout and replay, trees."""
 
-from .rollout import Recorded, Rollout, Trajectory, replay, rollout, seed_for
+from .rollout import Recorded, Rollout, Segment, Trajectory, replay, rollout, seed_for
 from .schedulers import DDIMSDEScheduler, FlowSDEScheduler, Moment, SDEScheduler, sde_scheduler
 from .transitions import KERNELS, Transition, transition
+from .tree import Forest, grow
 
 __all__ = [
     "KERNELS",
     "DDIMSDEScheduler",
     "FlowSDEScheduler",
+    "Forest",
     "Moment",
     "Recorded",
     "Rollout",
     "SDEScheduler",
+    "Segment",
     "Trajectory",
     "Transition",
+    "grow",
     "replay",
     "rollout",
     "sde_scheduler",

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,18 +25,28 @@ from .transitions import Step
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded transition of B samples."""
+    """One recorded transition of B samples; where a tree splits it leads to K next states of each, else to one."""
 
     index: int
     step: Step
     x: Tensor  # (B, ...) float32 state
-    x_next: Tensor  # (B, ...) float32 next state: the action
+    x_next: Tensor  # (B K, ...) float32 next state: the action; child k of sample b is row b K + k
     mean: Tensor  # (B, ...) float32 mean of the next state under the policy that sampled it
 
     @property
+    def children(self) -> int:
+        """K."""
+        return len(self.x_next) // len(self.x)
+
+    @property
     def log_prob(self) -> Tensor:
-        """(B,) mean over elements."""
-        return transitions.log_prob(self.x_next, self.mean, self.step.std)
+        """(B K,) mean over elements."""
+        return transitions.log_prob(self.x_next, self.mean.repeat_interleave(self.children, 0), self.step.std)
+
+    def rows(self, rows: Sequence[int] | slice) -> Recorded:
+        """The same transition of some of the samples, with all their children."""
+        x_next = self.x_next.unflatten(0, (len(self.x), self.children))[rows].flatten(0, 1)
+        return replace(self, x=self.x[rows], x_next=x_next, mean=self.mean[rows])
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Trajectory:
 
     def rows(self, rows: Sequence[int] | slice) -> Trajectory:
         """The same steps for some of the samples."""
-        steps = [replace(s, x=s.x[rows], x_next=s.x_next[rows], mean=s.mean[rows]) for s in self.steps]
+        steps = [recorded.rows(rows) for recorded in self.steps]
         seeds = self.latent_seeds
         if seeds is not None:
             seeds = seeds[rows] if isinstance(rows, slice) else tuple(seeds[row] for row in rows)
@@ -92,6 +102,16 @@ class Trajectory:
 class Rollout:
     frames: Any  # what the pipeline returns: with output_type="pt" (B, F, C, H, W) in [0, 1], images (B, C, H, W)
     trajectory: Trajectory
+    state: Tensor  # (B, ...) float32 state after the last step; (B K, ...) where a segment ends in a split
+
+
+class Segment(NamedTuple):
+    """Neighbouring steps of a rollout that are run by themselves, such as those of a tree between two splits."""
+
+    steps: Sequence[int]
+    start: Tensor | None = None  # (B, ...) the state before them; None: the pipeline's own
+    injectable: bool = True  # how `start` gets in: what the trajectory of the rollout's first step says
+    branch: Callable[[Moment], Tensor] | None = None  # draws (B K, ...) next states in the last of them; None: one each
 
 
 def seed_for(*key: int | str) -> int:
@@ -99,18 +119,19 @@ def seed_for(*key: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator a sample; CPU, so that a seed means the same noise on every device."""
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+def generators(seeds: Sequence[int | torch.Generator]) -> list[torch.Generator]:
+    """One CPU generator a sample; CPU, so that a seed means the same noise on every device. Generators stay."""
+    return [s if isinstance(s, torch.Generator) else torch.Generator("cpu").manual_seed(s) for s in seeds]
 
 
 def rollout(
     pipe: Any,
     record: Collection[int],
     latent_seeds: Sequence[int] | None = None,
-    noise_seeds: Sequence[int] | None = None,
+    noise_seeds: Sequence[int | torch.Generator] | None = None,
     stochastic: Iterable[int] | None = None,
     visit: Callable[[Moment, Recorded], None] | None = None,
+    segment: Segment | None = None,
     **call: Any,
 ) -> Rollout:
     """Run the pipeline with its SDEScheduler and record some steps.
@@ -120,44 +141,57 @@ def rollout(
         stochastic: indices of the steps that add noise. None: as the scheduler says.
         visit: called in every recorded step, which carries a graph then as in a replay, and is not kept.
         latent_seeds: one a sample for the initial noise; equal seeds share it. None: the pipeline's own way.
-        noise_seeds: one a sample for the noise of the steps.
+        noise_seeds: one a sample for the noise of the steps; a generator goes on from where it is.
+        segment: the steps to run; where they end early, `call` asks for output_type "latent". None: all of them.
         call: the pipeline's arguments.
     """
     scheduler: SDEScheduler = pipe.scheduler
     steps: list[Recorded] = []
     prepared: list[Tensor] = []
-    injectable = True
+    start, injectable = (segment.start, segment.injectable) if segment else (None, True)
+    enters = start is not None and not injectable  # through a step that is run for this alone, as in `replay`
+    state = None
 
     def on_step(moment: Moment) -> Tensor:
-        nonlocal injectable
-        if moment.index == scheduler.indices[0]:
+        nonlocal injectable, enters, state
+        if enters:
+            enters = False
+            torch.set_grad_enabled(visit is not None and moment.index in record)
+            return start.to(moment.x.dtype)
+        if start is None and moment.index == scheduler.indices[0]:
             injectable = bool(prepared) and torch.equal(prepared[0].to(moment.x.dtype), moment.x)
-        x_next = scheduler.draw(moment).detach()
+        splits = segment is not None and segment.branch is not None and moment.index == segment.steps[-1]
+        x_next = (segment.branch if splits else scheduler.draw)(moment).detach()
+        state = x_next.float()
         if moment.index in record:
             mean = moment.mean.detach()
-            recorded = Recorded(moment.index, moment.step, moment.x.detach().float(), x_next.float(), mean)
+            recorded = Recorded(moment.index, moment.step, moment.x.detach().float(), state, mean)
             if visit is None:
                 steps.append(recorded)
             else:
                 visit(moment, recorded)
         torch.set_grad_enabled(visit is not None and moment.index + 1 in record)
-        return x_next
+        return x_next[:: len(x_next) // len(moment.x)]  # after a split the loop ends, with any one child of each
 
     def prepare(latents: Tensor) -> Tensor:
-        prepared.append(latents.to(_state_dtype(latents)))
+        given = latents if start is None or enters else start.clone()
+        prepared.append(given.to(_state_dtype(latents)))
         return prepared[-1]
 
     if latent_seeds is not None:
         call["generator"] = generators(latent_seeds)
-    grad = torch.set_grad_enabled(visit is not None and 0 in record)
+    first = segment.steps[0] if segment else 0
+    grad = torch.set_grad_enabled(visit is not None and not enters and first in record)
     with grad, _scheduler_state(scheduler, on_step), _initial_state(pipe, prepare):
+        if segment:
+            scheduler.steps = [first, *segment.steps] if enters else segment.steps
         scheduler.generators = None if noise_seeds is None else generators(noise_seeds)
         if stochastic is not None:
             scheduler.stochastic = tuple(stochastic)
         frames = (pipe if visit is None else undecorated(pipe))(**call)[0]
         noisy = scheduler.stochastic
     seeds = None if latent_seeds is None else tuple(latent_seeds)
-    return Rollout(frames, Trajectory(tuple(steps), injectable, seeds, noisy))
+    return Rollout(frames, Trajectory(tuple(steps), injectable, seeds, noisy), state)
 
 
 def replay(pipe: Any, trajectory: Trajectory, visit: Callable[[Moment, Recorded], None], **call: Any) -> None:
@@ -186,8 +220,8 @@ def replay(pipe: Any, trajectory: Trajectory, visit: Callable[[Moment, Recorded]
             torch.set_grad_enabled(graph)
         else:
             visit(moment, recorded)
-        following = pending[position].x if position < len(pending) else recorded.x_next
-        return following.to(moment.x.dtype)
+        following = pending[position] if position < len(pending) else recorded  # after the last any state will do
+        return following.x.to(moment.x.dtype)
 
     def prepare(latents: Tensor) -> Tensor:
         state = trajectory.steps[0].x if trajectory.injectable else latents
