@@ -56,6 +56,7 @@ class SamplerConfig:
     noise_level: float = 0.7
     window: list[int] | None = None  # [start, stop) of the stochastic steps; None: all but the last
     grid: str = "stock"  # stock or uniform
+    tail: float | None = None  # share of the steps after the noise that are left, by a higher-order solver; None: Euler
     shift: float | None = None  # overrides the pipeline's time shift, in evaluations too
     shared_noise: bool = True  # one initial noise for a group
 
@@ -166,6 +167,7 @@ RANGES = {  # what it is called, whether a value is in it, and the keys
         lambda v: v >= 0,
         "sampler.noise_level optimizer.weight_decay optimizer.warmup evaluation.every evaluation.videos",
     ),
+    "above 0, up to 1": (lambda v: 0 < v <= 1, "sampler.tail"),
     "between 0 and 1": (lambda v: 0 <= v <= 1, "max_invalid optimizer.decay_from ema.decay"),
 }
 

@@ -63,7 +63,9 @@ class Policy:
         noisy = None if sampler.window is None else self.stochastic_steps
         options: dict[str, Any] = {"noise_level": sampler.noise_level, "stochastic": noisy}
         if is_flow(self.stock.config):
-            options |= {"kernel": sampler.kernel, "grid": sampler.grid}
+            options |= {"kernel": sampler.kernel, "grid": sampler.grid, "tail": sampler.tail}
+        elif sampler.tail is not None:
+            raise UserError(f"sampler.tail: {type(self.stock).__name__} is not a flow's; set it to null")
         try:
             self.scheduler = sde_scheduler(self.stock.config, **options)
         except ValueError as error:

@@ -21,10 +21,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from . import transitions
-from .transitions import Grid, Step
+from . import solvers, transitions
+from .transitions import Grid, Step, Transition
 
 GRIDS = ("stock", "uniform")
+TO_CLEAN = Transition(1.0, 0.0, 0.0)  # the step to the clean estimate
 
 
 @dataclass
@@ -37,11 +38,12 @@ class Moment:
     x: Tensor  # (B, ...) the state, in the pipeline's dtype
     output: Tensor  # (B, ...) the network's output after guidance, with its graph
     generator: Any = None  # what the pipeline handed to step
+    offset: Tensor | float = 0.0  # (B, ...) what a solver of higher order adds from the step before
 
     @cached_property
     def mean(self) -> Tensor:
         """(B, ...) float32 mean of the next state; carries the graph of `output`."""
-        return transitions.mean(self.step, self.x, self.output)
+        return transitions.mean(self.step, self.x, self.output) + self.offset
 
 
 class SDEScheduler:
@@ -143,14 +145,18 @@ class SDEScheduler:
     def _as_output(self, model_output: Tensor) -> Tensor:
         return model_output
 
+    def _offset(self, index: int, x: Tensor, output: Tensor) -> Tensor | float:
+        """What this step takes from the one before it; called once a step."""
+        return 0.0
+
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
         """One transition. model_output and sample (B, ...); returns the next state in the sample's dtype."""
         index = self.indices[self._cursor]
         self._cursor += 1
-        step = self.step_coefficients(index)
-        moment = Moment(index, timestep, step, sample, self._as_output(model_output), generator)
+        step, output = self.step_coefficients(index), self._as_output(model_output)
+        moment = Moment(index, timestep, step, sample, output, generator, self._offset(index, sample, output))
         x_next = self.on_step(moment) if self.on_step else self.draw(moment)
         return SchedulerOutput(prev_sample=x_next) if return_dict else (x_next,)
 
@@ -182,6 +188,9 @@ class FlowSDEScheduler(SDEScheduler):
         kernel: one of samplers.KERNELS.
         grid: "stock", the levels that the pipeline's own scheduler would use (those that it passes included), or
             "uniform", linspace(1, 0, T + 1) shifted once.
+        tail: share in (0, 1] of the steps after the last stochastic one that are left, rounded up; they are taken by a
+            second-order solver (samplers.solvers), and the steps before them stay as they are. None: all of them, by
+            Euler.
     """
 
     def __init__(
@@ -191,13 +200,17 @@ class FlowSDEScheduler(SDEScheduler):
         noise_level: float = 0.7,
         stochastic: Iterable[int] | None = None,
         grid: str = "stock",
+        tail: float | None = None,
     ):
         super().__init__(stock, noise_level, stochastic)
         if kernel not in transitions.KERNELS:
             raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(transitions.KERNELS)}")
         if grid not in GRIDS:
             raise ValueError(f"unknown grid {grid!r}; known: {', '.join(GRIDS)}")
-        self.kernel, self.grid = kernel, grid
+        if tail is not None and not 0 < tail <= 1:
+            raise ValueError(f"tail is {tail}, expected a share above 0, up to 1, or None")
+        self.kernel, self.grid, self.tail = kernel, grid, tail
+        self._clean: Tensor | None = None  # estimate that the last step of the tail has left
 
     @classmethod
     def from_config(
@@ -207,10 +220,11 @@ class FlowSDEScheduler(SDEScheduler):
         noise_level: float = 0.7,
         stochastic: Iterable[int] | None = None,
         grid: str = "stock",
+        tail: float | None = None,
         **overrides: Any,
     ) -> FlowSDEScheduler:
         """Build from a pipeline's scheduler configuration; overrides (flow_shift, ...) go to the stock scheduler."""
-        return cls(stock_scheduler(config, **overrides), kernel, noise_level, stochastic, grid)
+        return cls(stock_scheduler(config, **overrides), kernel, noise_level, stochastic, grid, tail)
 
     @property
     def _inverted(self) -> bool:
@@ -228,7 +242,27 @@ class FlowSDEScheduler(SDEScheduler):
         falling = all(high > low for high, low in zip(self.levels, self.levels[1:], strict=False))
         if not falling or self.levels[0] > 1 or self.levels[-1] < 0:
             raise ValueError(f"noise levels must fall from 1 to 0, got {self.levels}; is this a flow pipeline?")
-        return timesteps, levels
+        self.num_steps = len(timesteps)
+        return (timesteps, levels) if self.tail is None else self._shortened(timesteps, levels, mu)
+
+    def _shortened(self, timesteps: Tensor, levels: Tensor, mu: float | None) -> tuple[Tensor, Tensor]:
+        """The grid whose steps after the noise are those of the tail."""
+        start = self.tail_start
+        falling = solvers.shortened(self.levels, start, self.tail, self._shift(mu))
+        if len(falling) == len(self.levels):
+            return timesteps, levels
+        self.levels = falling
+        wide = torch.tensor(falling[start + 1 :], dtype=torch.float64)
+        new = (1 - wide if self._inverted else wide).to(levels)
+        counted = (new[:-1] * self.config.num_train_timesteps).to(timesteps)
+        return torch.cat([timesteps[: start + 1], counted]), torch.cat([levels[: start + 1], new])
+
+    @property
+    def tail_start(self) -> int:
+        """Index of the first step of the tail; where there is none, the number of steps."""
+        if self.tail is None or self.levels_visited is not None:
+            return self.num_steps
+        return max(self.stochastic_steps, default=-1) + 1
 
     def _lay_visits(self, device: Any) -> tuple[Tensor, Tensor]:
         self.levels = [*self.levels_visited, 0.0]
@@ -237,20 +271,37 @@ class FlowSDEScheduler(SDEScheduler):
 
     def _uniform(self, num_steps: int, mu: float | None) -> Tensor:
         u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-        if self.config.get("use_dynamic_shifting", False):
-            shift = float(torch.tensor(mu).exp()) if self.config.get("time_shift_type") == "exponential" else mu
-        else:
-            shift = self.config.get("flow_shift", None) or self.stock.shift
+        shift = self._shift(mu)
         return (shift * u / (1 + (shift - 1) * u)).float()
+
+    def _shift(self, mu: float | None) -> float:
+        if self.config.get("use_dynamic_shifting", False):
+            return float(torch.tensor(mu).exp()) if self.config.get("time_shift_type") == "exponential" else mu
+        return self.config.get("flow_shift", None) or self.stock.shift
 
     def step_coefficients(self, index: int) -> Step:
         sigma, sigma_next = self.levels[index : index + 2]
         if self.levels_visited is not None:
-            return transitions.compose(transitions.Transition(1.0, 0.0, 0.0), transitions.flow_prediction(sigma))
+            return transitions.compose(TO_CLEAN, transitions.flow_prediction(sigma))
         kernel = self.kernel if index in self.stochastic_steps else "ode"
-        constants = Grid(self.levels[1], self.levels[-1])
+        constants = Grid(self.levels[1], self.levels[-1])  # a tail changes neither where there is noise
         t = transitions.transition(kernel, sigma, sigma_next, self.noise_level, constants)
+        t = t._replace(c0=t.c0 + self._second_order_weight(index))
         return transitions.compose(t, transitions.flow_prediction(sigma))
+
+    def _second_order_weight(self, index: int) -> float:
+        """0 for steps outside the tail, and where the step before has left no clean estimate."""
+        if index <= self.tail_start or index - 1 not in self.indices[self.begin_index :]:
+            return 0.0
+        return solvers.second_order_weight(*self.levels[index - 1 : index + 2])
+
+    def _offset(self, index: int, x: Tensor, output: Tensor) -> Tensor | float:
+        if index < self.tail_start:
+            return 0.0
+        weight, before = self._second_order_weight(index), self._clean
+        prediction = transitions.flow_prediction(self.levels[index])
+        self._clean = transitions.mean(transitions.compose(TO_CLEAN, prediction), x, output)
+        return -weight * before if weight else 0.0
 
     def _as_output(self, model_output: Tensor) -> Tensor:
         return -model_output if self._inverted else model_output

@@ -87,6 +87,8 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
         if stop == num_steps and recipe.sampler.kernel in ("cps", "ddim"):
             kernel = recipe.sampler.kernel
             wrong.append(f"sampler.window: kernel {kernel} adds no noise in the last step; end at {stop - 1}")
+        if recipe.sampler.tail is not None and not config.window.size and stop >= num_steps - 1:
+            wrong.append("sampler.tail: no steps follow the noise; set algorithm.window.size or sampler.window")
     if recipe.model.dtype == "float16":
         wrong.append("model.dtype: gradients of a mean over a latent's elements underflow in float16; use bfloat16")
     if not 1 <= config.updates_per_rollout <= (config.keep or config.group_size):

@@ -81,6 +81,7 @@ def test_memory_estimate_counts_what_a_run_trains(command, base):
         ("sampler.kernel=flw", "sampler.kernel: 'flw' is none of ode, dance, flow, "),
         ("sampler.window=[1,7]", "sampler.window: [1, 7] holds no step of a rollout of 3"),
         ("sampler.window=[2,2]", "sampler.window: [2, 2] holds no step"),
+        ("sampler.tail=0.4", "sampler.tail: no steps follow the noise; set algorithm.window.size"),
         ("algorithm.trained_steps=5", "algorithm.trained_steps: 5 of 2 stochastic steps"),
         ("rewards.bright.weight=0", "rewards: none has a weight"),
         ("rewards.bright.use=clipp", "rewards.bright: reward clipp: unknown name (did you mean 'clip'?)"),

@@ -100,6 +100,11 @@ def test_both_experts_learn():
         assert all(g.abs().max() > 0 for g in gradients)
 
 
+def test_a_tail_is_refused_where_there_is_no_flow():
+    with pytest.raises(UserError, match="sampler.tail: CogVideoXDDIMScheduler is not a flow's; set it to null"):
+        make_policy("cogvideox", sampler={"tail": 0.5})
+
+
 def test_target_that_matches_nothing_is_refused_with_candidates():
     with pytest.raises(UserError) as error:
         make_policy(model={"lora": LoRAConfig(targets=["to_q", "to_quary"])})
