@@ -77,9 +77,13 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def total(self, number: float) -> float:
+        """Sum of a number over the processes."""
+        return float(self.sum(torch.tensor(number, dtype=torch.float64, device=self.device)))
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+        return self.total(float(flag)) > 0
 
     def wait(self) -> None:
         if self.count > 1:

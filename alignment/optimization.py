@@ -38,6 +38,13 @@ def clip_gradients(parameters: dict[str, nn.Parameter], max_norm: float) -> floa
     return float(norm)
 
 
+@torch.no_grad()
+def follow(average: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float) -> None:
+    """average = decay average + (1 - decay) parameters, in place."""
+    for name, tensor in average.items():
+        tensor.lerp_(parameters[name], 1 - decay)
+
+
 class WeightAverage:
     """Exponential moving average of the trained weights, with decay min((1 + n) / (10 + n), decay) at its n-th step.
 
@@ -59,5 +66,4 @@ class WeightAverage:
             return
         n = self.updates // self.config.every
         decay = min((1 + n) / (10 + n), self.config.decay)
-        for name, average in self.weights.items():
-            average.lerp_(self.parameters[name], 1 - decay)
+        follow(self.weights, self.parameters, decay)

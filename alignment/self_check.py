@@ -27,10 +27,11 @@ def self_check(policy: Policy, prompt: str) -> None:
     prompts, found = [prompt, prompt], []
 
     def visit(moment: Moment, recorded: Recorded) -> None:
-        ratio = log_ratio(recorded.x_next, moment.mean, recorded.mean, moment.step.std)
+        std = moment.step.std or 1.0  # without noise, as kernel ode has it, means are compared at unit noise
+        ratio = log_ratio(recorded.x_next, moment.mean, recorded.mean, std)
         found.append(float(ratio.detach().abs().max()))
         if moment.output.requires_grad:
-            log_prob(recorded.x_next, moment.mean, moment.step.std).sum().backward()
+            log_prob(recorded.x_next, moment.mean, std).sum().backward()
 
     short = {"num_inference_steps": STEPS, "output_type": "latent"}
     noisy = range(STEPS - 1)

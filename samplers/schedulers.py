@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -102,7 +103,7 @@ class SDEScheduler:
         if "sigmas" not in given and "timesteps" not in given:
             given["num_inference_steps"] = num_inference_steps
         self.stock.set_timesteps(device=device, **given)
-        timesteps, levels = self._lay_grid(mu, device) if self.levels_visited is None else self._lay_visits(device)
+        timesteps, levels = self._lay_grid(mu, device) if self.levels_visited is None else self._lay_visits(mu, device)
         self.num_steps = len(timesteps)
         self.indices = list(range(self.num_steps)) if self.steps is None else list(self.steps)
         if any(not 0 <= i < self.num_steps for i in self.indices):
@@ -138,7 +139,7 @@ class SDEScheduler:
         """(timesteps (T,), noise levels (T+1,) as the pipeline knows them) of the whole grid."""
         raise NotImplementedError
 
-    def _lay_visits(self, device: Any) -> tuple[Tensor, Tensor]:
+    def _lay_visits(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
         """The same for `levels_visited`."""
         raise ValueError(f"{type(self).__name__} visits the levels of its grid only; this needs a flow pipeline")
 
@@ -264,10 +265,14 @@ class FlowSDEScheduler(SDEScheduler):
             return self.num_steps
         return max(self.stochastic_steps, default=-1) + 1
 
-    def _lay_visits(self, device: Any) -> tuple[Tensor, Tensor]:
+    def _lay_visits(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
+        timesteps, grid = self._lay_grid(mu, device)
+        # A level of the grid has the grid's timestep: UniPC rounds its down, which a network notices.
+        ends = [*timesteps.tolist(), float(grid[-1]) * self.config.num_train_timesteps]
+        visited = np.interp(self.levels_visited, self.levels[::-1], ends[::-1])
         self.levels = [*self.levels_visited, 0.0]
         levels = torch.tensor([1 - s for s in self.levels] if self._inverted else self.levels)
-        return (levels[:-1] * self.config.num_train_timesteps).to(device), levels
+        return torch.tensor(visited, dtype=torch.float32, device=device), levels
 
     def _uniform(self, num_steps: int, mu: float | None) -> Tensor:
         u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)

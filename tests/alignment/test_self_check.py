@@ -18,6 +18,13 @@ def test_every_family_passes(family, dtype):
     assert all(p.grad is None for p in policy.parameters.values())
 
 
+def test_a_rollout_without_noise_passes():
+    policy = make_policy(sampler={"kernel": "ode"})
+    self_check(policy, PROMPTS[0])
+    policy.pipe.transformer.register_forward_hook(lambda module, args, output: (output[0] + torch.rand(()),))
+    assert "does not repeat its rollout" in refused(policy)
+
+
 def refused(policy) -> str:
     """The one line that the check answers with."""
     before = policy.scheduler.stochastic

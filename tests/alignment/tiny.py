@@ -1,6 +1,7 @@
 """Policies and runs on tiny random pipelines, for the tests of learning."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,8 +44,8 @@ def make_policy(family="wan", model=None, sampler=None, call=None) -> Policy:
     return Policy(pipe, config, options, {**given, **(call or {})}, "cpu")
 
 
-def make_run(folder: Path, policy: Policy, algorithm: grpo.Config | None = None, **recipe) -> Run:
-    """A run of GRPO that rewards brightness, without the command around it."""
+def make_run(folder: Path, policy: Policy, algorithm: Any = None, **recipe) -> Run:
+    """A run that rewards brightness, of GRPO or another algorithm, without the command around it."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join([*PROMPTS, "a green triangle moves up", "two white dots"]), "utf-8")
@@ -70,6 +71,15 @@ def grpo_run(folder: Path, **algorithm) -> Run:
     shake(policy)
     sizes = {"prompts_per_iteration": 2, "group_size": 4, "clip": 10.0}
     run = make_run(folder, policy, grpo.Config(**{**sizes, **algorithm}))
+    run.iteration, run.row = 1, {}
+    return run
+
+
+def ode_run(folder: Path, algorithm: Any) -> Run:
+    """The same for an algorithm whose rollout follows the ODE."""
+    policy = make_policy(sampler={"kernel": "ode", "shared_noise": False}, call={"guidance_scale": GUIDANCE})
+    shake(policy)
+    run = make_run(folder, policy, algorithm)
     run.iteration, run.row = 1, {}
     return run
 
