@@ -102,6 +102,7 @@ class EvaluationConfig:
     num_prompts: int = 64
     every: int = 0  # iterations between evaluations; 0: before and after only
     steps: int | None = None  # denoising steps, with the pipeline's own scheduler; None: those of the sampler
+    trained_share: float = 1.0  # of these steps, the first ones; the base model takes the rest: a guard against hacking
     seed: int = 0
     videos: int = 6  # that are kept as mp4
     batch: int | None = None  # videos a pipeline call; None: that of the rollout
@@ -168,7 +169,7 @@ RANGES = {  # what it is called, whether a value is in it, and the keys
         "sampler.noise_level optimizer.weight_decay optimizer.warmup evaluation.every evaluation.videos",
     ),
     "above 0, up to 1": (lambda v: 0 < v <= 1, "sampler.tail"),
-    "between 0 and 1": (lambda v: 0 <= v <= 1, "max_invalid optimizer.decay_from ema.decay"),
+    "between 0 and 1": (lambda v: 0 <= v <= 1, "max_invalid optimizer.decay_from ema.decay evaluation.trained_share"),
 }
 
 

@@ -74,7 +74,7 @@ def _own_part(run: Run, tasks: list[tuple[Prompt, int]], rivals: Tensor | None) 
     parts, kept = [], []
     for start in range(0, len(tasks), size):
         prompts, seeds = zip(*tasks[start : start + size], strict=True)
-        videos = run.policy.generate([prompt.text for prompt in prompts], seeds, config.steps)
+        videos = run.policy.generate([p.text for p in prompts], seeds, config.steps, config.trained_share)
         shown = as_bytes(videos)
         duels = (
             from_bytes(shown),

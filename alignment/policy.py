@@ -8,6 +8,8 @@ under autocast, in rollout and replay alike.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -120,13 +122,50 @@ class Policy:
         with self._running(self.scheduler):
             replay(self.pipe, trajectory, visit, **{**self.call, **call, "prompt": prompts, "generator": None})
 
-    def generate(self, prompts: list[str], seeds: Sequence[int], steps: int | None = None, **call: Any) -> Tensor:
-        """(B, F, C, H, W) videos in [0, 1] from the pipeline's own deterministic scheduler."""
+    def generate(
+        self,
+        prompts: list[str],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        trained_share: float = 1.0,
+        **call: Any,
+    ) -> Tensor:
+        """(B, F, C, H, W) videos in [0, 1] from the pipeline's own deterministic scheduler.
+
+        Args:
+            trained_share: of the steps, in [0, 1] and rounded up; the others, which are the last, are the reference's
+                (MixGRPO's hybrid inference, arXiv 2507.21802, which found that it keeps the reward and hacks it less).
+        """
         call = {**self.call, "output_type": "pt", **call, "prompt": prompts, "generator": generators(seeds)}
         if steps is not None:
             call["num_inference_steps"] = steps
-        with torch.no_grad(), self._running(self.stock):
+        with torch.no_grad(), self._running(self.stock), self._handing_over(trained_share):
             return as_videos(self.pipe(**call)[0])
+
+    @contextlib.contextmanager
+    def _handing_over(self, trained_share: float) -> Iterator[None]:
+        """The reference takes over after this share of the steps of the pipeline's own scheduler."""
+        taken = 0
+        with contextlib.ExitStack() as stack:
+
+            def counting(step: Callable) -> Callable:
+                @functools.wraps(step)  # pipelines read its signature
+                def counted(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+                    nonlocal taken
+                    result = step(scheduler, *args, **kwargs)
+                    if scheduler is self.stock:  # and not a copy that a pipeline makes for another modality
+                        taken += 1
+                        if taken == math.ceil(trained_share * len(scheduler.timesteps) - 1e-9):
+                            stack.enter_context(self.reference())
+                    return result
+
+                return counted
+
+            if trained_share == 0:
+                stack.enter_context(self.reference())
+            elif trained_share < 1:
+                stack.enter_context(patched(type(self.stock), "step", counting))
+            yield
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:

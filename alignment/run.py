@@ -78,7 +78,7 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
     scorer = Scorer(recipe, processes.device)
     policy = load_policy(recipe.model, recipe.sampler, recipe.call, processes.device)
     check_disk(recipe.folder, sum(p.numel() for p in policy.parameters.values()), recipe)
-    if _algorithm(recipe).needs_reference(recipe.algorithm):
+    if _algorithm(recipe).needs_reference(recipe.algorithm) or recipe.evaluation.trained_share < 1:
         policy.keep_reference()
     session = Run(recipe, policy, scorer, processes)
     policy.cache_embeddings(Path(recipe.model.embeddings or recipe.folder / "embeddings"))

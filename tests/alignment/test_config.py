@@ -78,6 +78,7 @@ def test_free_values_become_numbers_too(write):
         ("optimizer.lr=nan", "optimizer.lr: nan is not above 0"),
         ("sampler.noise_level=-1", "sampler.noise_level: -1.0 is not 0 or more"),
         ("max_invalid=2", "max_invalid: 2.0 is not between 0 and 1"),
+        ("evaluation.trained_share=1.1", "evaluation.trained_share: 1.1 is not between 0 and 1"),
         ("sampler.tail=0", "sampler.tail: 0.0 is not above 0, up to 1"),
         ("sampler.tail=1.5", "sampler.tail: 1.5 is not above 0, up to 1"),
         ("sampler.window=[0]", "sampler.window: [0] is not [start, stop]"),
