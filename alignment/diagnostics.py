@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .gain_checks import LEVELS, Finding, check_gain, check_images
-from .gains import Gain, Paired, compare, decompose, finite, mean, number, paired, summary
+from .gains import Gain, Paired, compare, decompose, finite, mean, number, paired, peak, summary
+from .settings import more_kl, setting, value_of
 
 __all__ = ["Finding", "Gain", "Paired", "compare", "decompose", "diagnose", "paired", "summary"]
 
@@ -25,6 +26,7 @@ CLIPPED_BEFORE = 0.1  # share clipped before any update that makes a warning an 
 CLIPPED_HIGH = 0.4  # mean clip fraction: most samples no longer teach
 ZERO_SPREAD = 0.3  # share of groups without a ranking over the last third: that much of the sampling is wasted
 ZERO_SPREAD_ALL = 0.9  # nothing is left to learn from
+LITTLE_SPREAD = 0.01  # share of variance within groups: their spread is a tenth of all, as is a reward's own noise
 DEAD_SPREAD = 1e-6  # spread of a reward relative to its size below which it tells no samples apart
 DEAD_ITERATIONS = 0.5  # share of iterations without spread that makes a reward dead
 GRADIENT_SPIKE = 8.0  # gradient norm over the run's median
@@ -33,8 +35,8 @@ DOMINANT_SHARE = 0.6  # gradient share of one of three or more steps; of two ste
 WEIGHTS_UNMOVED = 1e-7  # relative change of the trained weights: less is rounding
 WEIGHTS_FAR = 1.0  # the weights changed by more than their own size
 ENDS = 3  # iterations averaged at either end of the run
+CLIP, RATE = ("clip", "clip_range"), ("lr", "learning_rate")  # names of settings, ours first
 SLOW_PHASE = 0.5  # share of an iteration spent outside rollout and update
-
 
 Metrics = Sequence[Mapping[str, Any]]
 Evaluations = Sequence[Mapping[str, Any]]
@@ -51,9 +53,9 @@ def diagnose(metrics: Metrics, evaluations: Evaluations, config: Mapping[str, An
     """
     config = config or {}
     findings = [finding for check in METRIC_CHECKS for finding in check(metrics, config)]
-    findings += check_gain(evaluations)
+    findings += [*_length(metrics, evaluations, config), *check_gain(evaluations, config)]
     if len(evaluations) < 2:  # otherwise the same prompts before and after say it better
-        findings += check_images(*(_image_statistics(part) for part in (metrics[:ENDS], metrics[-ENDS:])))
+        findings += check_images(_image_statistics(metrics[:ENDS]), _image_statistics(metrics[-ENDS:]), config)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -67,23 +69,6 @@ def column(metrics: Metrics, key: str) -> list[float]:
     return [line[key] for line in metrics if finite(line.get(key))]
 
 
-def setting(config: Mapping[str, Any], *names: str, default: str) -> str:
-    """`algorithm.clip (now 0.001)` for the first of the names found anywhere in the recipe, else the default words."""
-    found = {path: value for path, value in _leaves(config).items() if not path.startswith(("rewards.", "versions."))}
-    for name in names:
-        for path, value in found.items():
-            if path.rsplit(".", 1)[-1] == name:
-                return f"`{path}` (now {value})"
-    return default
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in config.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return leaves
-
-
 # --- what the iterations say -----------------------------------------------------------------------------------------
 
 
@@ -91,47 +76,54 @@ def _first_ratio(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Findin
     drift = [abs(value) for value in column(metrics, "ratio/first_deviation")]
     if not drift:
         return
-    worst = max(drift)
-    clips = [v for k, v in _leaves(config).items() if k.rsplit(".", 1)[-1] in ("clip", "clip_range") and finite(v)]
-    limit = RATIO_SHARE_OF_CLIP * min(clips) if clips else RATIO_DRIFT
-    if worst <= RATIO_EXACT:
+    worst, clip = max(drift), value_of(config, *CLIP)
+    limit = RATIO_SHARE_OF_CLIP * clip if finite(clip) else RATIO_DRIFT
+    kind = "normalised log ratio" if value_of(config, "objective") == "guard" else "log ratio"
+    seen = f"Before any update the {kind} of new to old policy was off by up to {number(worst)}"
+    same = "Use one precision and one batch size for rollout and update"
+    if worst <= min(RATIO_EXACT, limit):
         exactly = "exactly 1" if worst == 0 else f"1 within {number(worst)}"
         text = f"Before its first update the ratio of new to old policy was {exactly} in all {len(drift)} iterations."
         yield Finding("good", "On-policy check passed", text)
     elif worst > RATIO_BROKEN:
         text = (
-            f"Before any update the log ratio of new to old policy was off by up to {number(worst)}; it must be 0. "
-            "The update does not see what the rollout did: check that both use the stored states and noise levels, "
-            "the same guidance scale and weights, and no dropout."
+            f"{seen}; it must be 0. The update does not see what the rollout did: check that both use the stored "
+            "states and noise levels, the same guidance scale and weights, and no dropout."
         )
         yield Finding("alarm", "The first ratio is not 1", text)
+    elif worst > limit:
+        clip, bounds = _trust_region(config)
+        text = f"{seen}. {same}, or raise {clip} to at least {1 / RATIO_SHARE_OF_CLIP:g} times the drift.{bounds}"
+        yield Finding("warning", "The first ratio drifts", text)
     else:
+        yield Finding("note", "The first ratio drifts a little", f"{seen}. {same} if the updates look noisy.")
+
+
+def _trust_region(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The setting that bounds an update, and a sentence on what it bounds where that is not the plain ratio."""
+    bounds = {
+        "guard": " With guard it bounds the normalised ratio.",
+        "dppo": " With dppo it bounds the KL, which is minus the mean of the log ratio.",
+    }
+    return setting(config, *CLIP, default="the clip range"), bounds.get(value_of(config, "objective"), "")
+
+
+def _clipped_early(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
+    early = column(metrics, "clip_fraction/before_update")
+    if early and max(early) > 0:
+        clip, bounds = _trust_region(config)
         text = (
-            f"Before any update the log ratio of new to old policy was off by up to {number(worst)}. Use one precision "
-            "and one batch size for rollout and update"
+            f"Up to {max(early):.0%} of the terms were clipped before any update, so numerical drift decides what is "
+            f"learned. Raise {clip}, or compute rollout and update with the same precision and batch size.{bounds}"
         )
-        if worst > limit:
-            clip = setting(config, "clip", "clip_range", default="the clip range")
-            yield Finding(
-                "warning", "The first ratio drifts", f"{text}, or raise {clip} to at least 5 times the drift."
-            )
-        else:
-            yield Finding("note", "The first ratio drifts a little", f"{text} if the updates look noisy.")
+        yield Finding("alarm" if max(early) > CLIPPED_BEFORE else "warning", "Clipped before any update", text)
 
 
 def _clipping(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
-    clip = setting(config, "clip", "clip_range", default="the clip range")
-    early = column(metrics, "clip_fraction/before_update")
-    if early and max(early) > 0:
-        text = (
-            f"Up to {max(early):.0%} of the terms were clipped before any update, so numerical drift decides what is "
-            f"learned. Raise {clip}, or compute rollout and update with the same precision and batch size."
-        )
-        yield Finding("alarm" if max(early) > CLIPPED_BEFORE else "warning", "Clipped before any update", text)
     clipped = column(metrics, "clip_fraction")
     if clipped and mean(clipped) > CLIPPED_HIGH:
-        rate = setting(config, "lr", "learning_rate", default="the learning rate")
-        text = f"On average {mean(clipped):.0%} of the terms were clipped. Lower {rate} or raise {clip}."
+        rate, (clip, bounds) = setting(config, *RATE, default="the learning rate"), _trust_region(config)
+        text = f"On average {mean(clipped):.0%} of the terms were clipped. Lower {rate} or raise {clip}.{bounds}"
         yield Finding("warning", "Most updates are clipped", text)
 
 
@@ -148,15 +140,44 @@ def _spread(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
         yield Finding("alarm", "The reward is dead", text)
         return
-    groups = column(metrics, "groups/zero_spread")
-    share = mean(groups[-max(1, len(groups) // 3) :])
-    if groups and share > ZERO_SPREAD:
+    share = _lately(metrics, "groups/zero_spread")
+    if share > ZERO_SPREAD:
         size = setting(config, "group_size", "samples_per_prompt", default="the number of samples a prompt")
         text = (
-            f"In the last third of the run {share:.0%} of the groups gave every sample the same reward and taught "
-            f"nothing. Use harder prompts, a finer reward, more `sampler.noise_level`, or raise {size}."
+            f"In the last third of the iterations {share:.0%} of the groups gave every sample the same reward and "
+            f"taught nothing. Use harder prompts; {'; '.join(_more_exploration(config))}; or raise {size}."
         )
         yield Finding("alarm" if share > ZERO_SPREAD_ALL else "warning", "Groups without spread", text)
+
+
+def _exploration(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
+    share = _lately(metrics, "groups/spread_share")
+    if share < LITTLE_SPREAD and not _lately(metrics, "groups/zero_spread") > ZERO_SPREAD:
+        text = (
+            f"In the last third of the iterations {number(100 * share)} % of the rewards' variance lay within groups: "
+            "the samples of a prompt are nearly alike to the reward, whose own noise may decide which of them wins. "
+            f"One of these helps: {'; '.join(_more_exploration(config))}."
+        )
+        yield Finding("warning", "Little exploration", text)
+
+
+def _more_exploration(config: Mapping[str, Any]) -> list[str]:
+    """What makes the samples of a prompt differ more to the reward, as far as the recipe allows it."""
+    found = ["use a finer reward"]
+    if value_of(config, "kernel") != "ode":
+        found.append(f"raise {setting(config, 'noise_level', default='the noise level')}")
+        window = "window.size" if value_of(config, "window.size") else "sampler.window"
+        if value_of(config, window) is not None:
+            found.append(f"let more steps add noise, now {setting(config, window, default='')}")
+    if value_of(config, "shared_noise") and value_of(config, "splits") is None:  # the leaves of a tree have to share it
+        found.append(f"set {setting(config, 'shared_noise', default='')} to false")
+    return found
+
+
+def _lately(metrics: Metrics, key: str) -> float:
+    """Mean of a metric over the last third of its values; nan where there are none."""
+    values = column(metrics, key)
+    return mean(values[-max(1, len(values) // 3) :])
 
 
 def _missing(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -172,7 +193,7 @@ def _missing(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
         there = [line[key] for line in metrics if key in line]
         holes = sum(not finite(value) for value in there)
         if holes > 0 and any(map(finite, there)):
-            rate = setting(config, "lr", "learning_rate", default="the learning rate")
+            rate = setting(config, *RATE, default="the learning rate")
             text = (
                 f"{key} had no finite value in {holes} of {len(there)} iterations: no sample could be used, or it "
                 f"overflowed. Look for masked rewards; lower {rate} or use float32."
@@ -194,19 +215,28 @@ def _gradients(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]
                 f"collapses: lower {clip}, or use more prompts an iteration."
             )
             yield Finding("warning", "Gradient spikes", text)
-    dominant, counted = Counter(), 0
+
+
+def _dominance(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
+    counted, dominant = 0, Counter()  # step -> iterations; where a window moves the steps change
     for line in metrics:
         shares = {k: v for k, v in line.items() if k.startswith("gradient_share/") and finite(v)}
         if len(shares) > 1:
             counted += 1
             top = max(shares, key=shares.get)
-            dominant[top] += shares[top] > max(DOMINANT_SHARE, 1.6 / len(shares))
-    if counted and dominant.total() > counted / 2:
+            if shares[top] > max(DOMINANT_SHARE, 1.6 / len(shares)):
+                dominant[top.rsplit("_", 1)[-1]] += 1
+    if dominant.total() > counted / 2:
         step, times = dominant.most_common(1)[0]
-        step = step.rsplit("_", 1)[-1]
+        alone = f"Step {step} alone"
+        if times <= dominant.total() / 2:
+            alone, times = "One of the steps trained together, not always the same,", dominant.total()
+        even = "train fewer steps at a time"
+        if value_of(config, "rectify") is False and value_of(config, "objective") != "guard":
+            even = f"set {setting(config, 'rectify', default='')} to true, or {even}"
         text = (
-            f"Step {step} alone gave most of the gradient in {times} of {counted} iterations; the other trained steps "
-            "hardly count. Weight the steps by their noise, or train fewer of them."
+            f"{alone} gave most of the gradient in {times} of {counted} iterations; the others hardly count. "
+            f"{even[0].upper()}{even[1:]}."
         )
         yield Finding("warning", "One denoising step dominates", text)
 
@@ -215,7 +245,7 @@ def _weights(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
     moved = column(metrics, "drift/weights")
     if not moved:
         return
-    rate = setting(config, "lr", "learning_rate", default="the learning rate")
+    rate = setting(config, *RATE, default="the learning rate")
     if moved[-1] <= WEIGHTS_UNMOVED:
         text = (
             f"After {len(metrics)} iterations the trained weights are where they started (relative change "
@@ -226,7 +256,7 @@ def _weights(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
     elif moved[-1] > WEIGHTS_FAR:
         text = (
             f"The trained weights changed by {number(moved[-1])} times their own size. Look at the samples for lost "
-            f"quality or variety; lower {rate}, stop earlier, or add a KL penalty."
+            f"quality or variety; lower {rate}, stop earlier, or {more_kl(config)}."
         )
         yield Finding("warning", "Far from the start", text)
 
@@ -252,11 +282,19 @@ def phase_seconds(metrics: Metrics) -> dict[str, float]:
     return {name: seconds for name, seconds in (phases | {"other": max(rest, 0.0)}).items() if seconds > 0}
 
 
-def _length(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
+def _length(metrics: Metrics, evaluations: Evaluations, config: Mapping[str, Any]) -> Iterator[Finding]:
     planned = config.get("iterations")
-    if finite(planned) and len(metrics) < planned:
-        text = f"{len(metrics)} of {planned} iterations are logged: the run was stopped, or is still going."
-        yield Finding("note", "Not finished", text)
+    if not finite(planned) or len(metrics) >= planned:
+        return
+    logged, patience = f"{len(metrics)} of {planned} iterations are logged", value_of(config, "patience")
+    best = peak(evaluations)
+    if patience and best and sum(e["iteration"] > best[0] for e in evaluations) >= patience:
+        text = f"{logged}: {patience} evaluations after iteration {best[0]} were not better (`evaluation.patience`)."
+        yield Finding("note", "Stopped at the peak", text)
+    else:
+        yield Finding("note", "Not finished", f"{logged}: the run was stopped, or is still going.")
 
 
-METRIC_CHECKS = (_first_ratio, _clipping, _spread, _missing, _gradients, _weights, _time, _length)
+AT_ONCE = (_first_ratio, _clipped_early, _missing)  # one iteration shows it
+AVERAGED = (_clipping, _spread, _exploration, _gradients, _dominance, _weights)
+METRIC_CHECKS = (*AT_ONCE, *AVERAGED, _time)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as iio
 import torch
@@ -21,6 +21,7 @@ from samplers import seed_for
 
 from .data import Prompt
 from .files import replacing_folder
+from .gains import first_and_last, paired
 from .metrics import number_or_null
 from .scoring import Readings, as_matrix, joined
 
@@ -32,7 +33,10 @@ SMALLEST_SIDE = 256  # videos whose shorter side is smaller than this are enlarg
 
 
 def evaluate(run: Run, iteration: int) -> dict[str, float]:
-    """Write samples/<iteration>/ (scores.json and videos) and return the means, named eval/<...>."""
+    """Write samples/<iteration>/ (scores.json and videos) and return the means, named eval/<...>.
+
+    The main process adds what the trained reward gained so far.
+    """
     folder = run.folder / "samples" / f"{iteration:06d}"
     config = run.recipe.evaluation
     prompts, seeds = run.evaluation_prompts, [seed_for(config.seed, "evaluation", i) for i in range(config.num_prompts)]
@@ -43,6 +47,7 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
     names, matrix = as_matrix(readings, run.processes)
     values = _columns(run, names, run.processes.gather(matrix).cpu())
     films = run.processes.gather(films)
+    means = {f"eval/{name}": float(torch.tensor(column).double().nanmean()) for name, column in values.items()}
     if run.processes.is_main:
         record = {
             "iteration": iteration,
@@ -61,7 +66,21 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
             aside = start.with_suffix(".new")
             save_file({"videos": films.cpu().contiguous()}, aside)
             aside.replace(start)
-    return {f"eval/{name}": float(torch.tensor(column).double().nanmean()) for name, column in values.items()}
+        means |= gain_so_far(folder.parent, record)
+    return means
+
+
+def gain_so_far(samples: Path, record: dict[str, Any]) -> dict[str, float]:
+    """What the trained reward gained since the run's first evaluation, with its 95 % interval over prompts.
+
+    Nothing where this is the first evaluation, or where the first one had other prompts or seeds.
+    """
+    first = min(samples.glob("[0-9]*/scores.json"))
+    before = json.loads(first.read_text("utf-8"))
+    if before["iteration"] >= record["iteration"] or first_and_last([before, record]) is None:
+        return {}
+    gain = paired(before["values"]["reward/mean"], record["values"]["reward/mean"])
+    return {"eval/gain": gain.change, "eval/gain/low": gain.low, "eval/gain/high": gain.high}
 
 
 def _own_part(run: Run, tasks: list[tuple[Prompt, int]], rivals: Tensor | None) -> tuple[Readings, Tensor]:

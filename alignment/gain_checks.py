@@ -15,9 +15,12 @@ from .gains import (
     finite,
     first_and_last,
     number,
+    paired,
+    peak,
     percent,
     ratio_given_valid,
 )
+from .settings import more_kl, setting, value_of
 
 LEVELS = ("alarm", "warning", "note", "good")  # the order in which findings are listed
 
@@ -38,9 +41,10 @@ class Finding(NamedTuple):
 
 
 Evaluation = Mapping[str, Any]
+Config = Mapping[str, Any]
 
 
-def check_gain(evaluations: Sequence[Evaluation]) -> list[Finding]:
+def check_gain(evaluations: Sequence[Evaluation], config: Config) -> list[Finding]:
     """Every finding about the change from the first to the last evaluation; none where there is no such pair."""
     ends = first_and_last(evaluations)
     if ends is None:
@@ -49,17 +53,17 @@ def check_gain(evaluations: Sequence[Evaluation]) -> list[Finding]:
     changes = compare(*ends)
     images = {key: change for key, change in changes.items() if key.startswith("image/")}
     return [
-        *_significance(changes),
-        *_hacking(ends[1], changes),
-        *_peak(evaluations),
-        *_validity(*ends),
+        *_significance(changes, config),
+        *_hacking(ends[1], changes, config),
+        *_peak(evaluations, config),
+        *_validity(*ends, config),
         *_ranges(*ends),
         *_sizes(*ends),
-        *check_images({k: c.before for k, c in images.items()}, {k: c.after for k, c in images.items()}),
+        *check_images({k: c.before for k, c in images.items()}, {k: c.after for k, c in images.items()}, config),
     ]
 
 
-def check_images(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[Finding]:
+def check_images(before: Mapping[str, float], after: Mapping[str, float], config: Config) -> Iterator[Finding]:
     """Statistics of the pictures that moved so far that a viewer will see it, whatever the reward says."""
     moves = [
         f"{key.removeprefix('image/').replace('_', ' ')} {number(before[key])} to {number(after[key])}"
@@ -71,12 +75,16 @@ def check_images(before: Mapping[str, float], after: Mapping[str, float]) -> Ite
     if moves:
         text = (
             f"Changed by more than {IMAGE_MOVE:.0%}: {', '.join(moves)}. If the reward does not ask for this, a "
-            "shortcut was found: compare the videos, add a reward that notices, add a KL penalty, or stop earlier."
+            f"shortcut was found: compare the videos, add a reward that notices, {more_kl(config)}, or stop earlier."
         )
         yield Finding("warning", "The pictures changed", text)
 
 
-def _significance(changes: Mapping[str, Paired]) -> Iterator[Finding]:
+def _rate(config: Config) -> str:
+    return setting(config, "optimizer.lr", default="`optimizer.lr`")
+
+
+def _significance(changes: Mapping[str, Paired], config: Config) -> Iterator[Finding]:
     change = changes.get("reward/mean")
     if change is None or change.num < 2:
         return
@@ -85,18 +93,19 @@ def _significance(changes: Mapping[str, Paired]) -> Iterator[Finding]:
     elif change.z <= -SIGNIFICANT_Z:
         text = (
             f"On the evaluation prompts the trained reward changed by {change_words(change)}. See the first ratio and "
-            "the gradient norm, lower `optimizer.lr`, and check that evaluation samples as training does."
+            f"the gradient norm, lower {_rate(config)}, and check that evaluation samples as training does."
         )
         yield Finding("alarm", "The reward fell", text)
     else:
         text = (
             f"On {change.num} evaluation prompts the trained reward changed by {change_words(change)}, within noise. "
-            "Train longer, raise `optimizer.lr` or the samples a prompt, or raise `evaluation.num_prompts`."
+            f"Train longer, raise {_rate(config)} or the samples a prompt, or raise "
+            f"{setting(config, 'num_prompts', default='`evaluation.num_prompts`')}."
         )
         yield Finding("warning", "No significant gain", text)
 
 
-def _hacking(after: Evaluation, changes: Mapping[str, Paired]) -> Iterator[Finding]:
+def _hacking(after: Evaluation, changes: Mapping[str, Paired], config: Config) -> Iterator[Finding]:
     names = [name for name in after.get("held_out", []) if f"reward/{name}" in changes]
     if not names:
         text = "No reward is held out. Add one with `weight: 0`: it is evaluated, never trained on, and shows cheating."
@@ -110,33 +119,42 @@ def _hacking(after: Evaluation, changes: Mapping[str, Paired]) -> Iterator[Findi
         if rising:
             text = (
                 f"{words}, while the trained reward rose. The policy is likely to exploit the reward: train on both, "
-                "add a KL penalty, lower `optimizer.lr`, or stop earlier."
+                f"{more_kl(config)}, lower {_rate(config)}, or stop earlier."
             )
             yield Finding("alarm", "Reward hacking", text)
         else:
-            yield Finding("warning", "A held-out reward fell", f"{words}. Lower `optimizer.lr` or stop earlier.")
+            yield Finding("warning", "A held-out reward fell", f"{words}. Lower {_rate(config)} or stop earlier.")
     if not fallen:
         yield Finding("good", "No held-out reward fell", f"Watched, and never trained on: {', '.join(names)}.")
 
 
-def _peak(evaluations: Sequence[Evaluation]) -> Iterator[Finding]:
-    last = evaluations[-1]
+def _peak(evaluations: Sequence[Evaluation], config: Config) -> Iterator[Finding]:
+    last, best = evaluations[-1], peak(evaluations)
+    if best and value_of(config, "patience"):
+        text = f"Of {len(evaluations)} evaluations that of iteration {best[0]} was the best; its weights are saved."
+        yield Finding("good", "The weights of the peak are kept", text)
     for name in ["mean", *last.get("held_out", [])]:
+        key = f"reward/{name}"
         since = [
-            (evaluation.get("iteration"), changes[f"reward/{name}"])
+            (evaluation.get("iteration"), paired(evaluation["values"][key], last["values"][key]))
             for evaluation in evaluations[1:-1]  # a fall from the very first one is reported elsewhere
-            if first_and_last([evaluation, last]) and f"reward/{name}" in (changes := compare(evaluation, last))
+            if first_and_last([evaluation, last]) and key in evaluation["values"] and key in last["values"]
         ]
         if since and (worst := min(since, key=lambda row: row[1].change))[1].z <= -SIGNIFICANT_Z:
-            title = "the trained reward" if name == "mean" else name
-            text = (
-                f"Since iteration {worst[0]} {title} changed by {change_words(worst[1])}. "
-                "Use the checkpoint of that iteration, or train fewer iterations."
-            )
-            yield Finding("warning", "Past the peak", text)
+            what = "the trained reward" if name == "mean" else name
+            text = f"Since iteration {worst[0]} {what} changed by {change_words(worst[1])}. "
+            if name == "mean" and value_of(config, "patience"):
+                yield Finding("note", "Past the peak", text + "The weights that were saved are those of the peak.")
+            else:
+                text += (
+                    f"Set {setting(config, 'patience', default='`evaluation.patience`')}, so that a run ends at the "
+                    "peak of the trained reward and keeps its weights, or train fewer iterations."
+                )
+                title = "Past the peak" if name == "mean" else f"Past the peak of {name}"
+                yield Finding("warning", title, text)
 
 
-def _validity(before: Evaluation, after: Evaluation) -> Iterator[Finding]:
+def _validity(before: Evaluation, after: Evaluation, config: Config) -> Iterator[Finding]:
     for name in after.get("trained", {}):
         gain = decompose(before, after, name)
         if gain is None:
@@ -145,7 +163,7 @@ def _validity(before: Evaluation, after: Evaluation) -> Iterator[Finding]:
         if gain.validity.z <= -SIGNIFICANT_Z:
             text = (
                 f"{percent(gain.validity.before)} of the clips were valid, now {percent(gain.validity.after)} are. "
-                "Lower `optimizer.lr`, add a KL penalty, or add a reward for what is lost."
+                f"Lower {_rate(config)}, {more_kl(config)}, or add a reward for what is lost."
             )
             yield Finding("warning", "Fewer valid clips", text)
         if gain.total.z < SIGNIFICANT_Z or gain.total.change <= 0:

@@ -48,9 +48,11 @@ class MetricsFile:
 
     def __init__(self, path: Path, completed: int):
         self.path = path
-        self._rewrite([row for row in read_metrics(path) if row["iteration"] <= completed])
+        self.rows = [row for row in read_metrics(path) if row["iteration"] <= completed]
+        self._rewrite()
 
     def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -58,12 +60,13 @@ class MetricsFile:
 
     def extend_last(self, more: dict[str, Any]) -> None:
         """Add to the last line: an evaluation that was made up for."""
-        rows = read_metrics(self.path)
-        self._rewrite([*rows[:-1], *(row | more for row in rows[-1:])])
+        for row in self.rows[-1:]:
+            row |= more
+        self._rewrite()
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+    def _rewrite(self) -> None:
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows), "utf-8")
         temporary.replace(self.path)
 
 

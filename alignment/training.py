@@ -20,12 +20,14 @@ from torch import Tensor
 from rewards import RewardError
 from samplers import seed_for
 
+from .alarms import Alarms
 from .checkpoint import State, checkpoints, load_state, restore, save_state
 from .config import Recipe
 from .data import Prompt, PromptStream, read_prompts
 from .distributed import Processes
 from .errors import TrainingStopped
 from .evaluation import evaluate
+from .gains import number
 from .metrics import Display, MetricsFile, Timer, Tracker, plain
 from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate
 from .policy import Policy
@@ -62,6 +64,7 @@ class Run:
         self.stopping = False
         self.gradient_norms: list[float] = []
         self.metrics: MetricsFile | None = None
+        self.alarms: Alarms | None = None
         self.tracker: Tracker | None = None
 
     def resume(self) -> bool:
@@ -87,6 +90,7 @@ class Run:
         """Start writing: metrics and trackers. Lines of `completed` iterations are kept, later ones dropped."""
         main = self.processes.is_main
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.completed) if main else None
+        self.alarms = Alarms(self.recipe, self.memory.setdefault("said", [])) if main else None
         self.tracker = Tracker(self.recipe.tracker if main else None, self.folder, self.recipe.name)
 
     def iterations(self) -> Iterator[int]:
@@ -131,6 +135,9 @@ class Run:
                 self.metrics.append(row)
         self.tracker.log({k: v for k, v in row.items() if k != "iteration"}, self.iteration)
         self.display.show(self.iteration, row)
+        if self.metrics:
+            for line in self.alarms.new(self.metrics.rows, ended=self.iteration == self.recipe.iterations):
+                self.display.say(line)
         if self.iteration == self.recipe.iterations or self.iteration % self.recipe.checkpoint.every == 0:
             self.save()
 
@@ -240,7 +247,11 @@ class Run:
         _seed_globally(seed_for(self.recipe.evaluation.seed, "evaluation", self.processes.rank))
         with self._averaged():
             found = evaluate(self, iteration)
-        self.display.say(f"evaluation at iteration {iteration}: reward {found['eval/reward/mean']:.4f}")
+        gain = ""
+        if "eval/gain" in found:
+            change, low, high = (number(found[f"eval/gain{end}"], signed=True) for end in ("", "/low", "/high"))
+            gain = f"  gain {change} (95 % {low} to {high})"
+        self.display.say(f"evaluation at iteration {iteration}: reward {found['eval/reward/mean']:.4f}{gain}")
         return found
 
     def _averaged(self) -> AbstractContextManager[None]:

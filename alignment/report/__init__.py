@@ -23,6 +23,7 @@ from ..gains import (
     decompose,
     finite,
     first_and_last,
+    interval_words,
     mean,
     number,
     percent,
@@ -126,8 +127,9 @@ def _tiles(run: Run) -> list[str]:
 
 def _gain_tile(title: str, change: Paired) -> str:
     small = f"+- {number(change.stderr)}" if finite(change.stderr) else ""
-    z = f", z {z_words(change.z)}" if finite(change.z) else ""
-    below = f"{number(change.before)} to {number(change.after)}{z}, {change.num} prompts"
+    sure = [f"z {z_words(change.z)}"] if finite(change.z) else []
+    sure += [words] if (words := interval_words(change)) else []
+    below = ", ".join([f"{number(change.before)} to {number(change.after)}", *sure, f"{change.num} prompts"])
     return tile(title, number(change.change, signed=True), small, below)
 
 
@@ -149,7 +151,7 @@ def _values(evaluations: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     changes = compare(*ends) if ends else {}
     rows = []
     for title, keys in _groups(last).items():
-        rows.append(("group", [(title, "")] + [("", "")] * (5 if ends else 1)))
+        rows.append(("group", [(title, "")] + [("", "")] * (6 if ends else 1)))
         for key in keys:
             kind = "dim" if key.count("/") == 2 else ""
             text = "weighted sum" if key == "reward/mean" else key.split("/")[-1].replace("_", " ")
@@ -159,8 +161,11 @@ def _values(evaluations: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
                 rows.append((kind, [(text, ""), *_cells(changes[key], key)]))
     num = len(last.get("prompts", []))
     if ends:
-        note = f"Means over {num} prompts with the same seeds, standard errors of the paired change."
-        return table(["", "before", "after", "change", "standard error", "z"], rows), note
+        note = (
+            f"Means over {num} prompts with the same seeds. Of the paired change: the 95 % interval from resampled "
+            "prompts, the standard error, and the change in standard errors (z)."
+        )
+        return table(["", "before", "after", "change", "95 %", "standard error", "z"], rows), note
     return table(["", f"iteration {last['iteration']}"], rows), f"Means over {num} prompts."
 
 
@@ -169,7 +174,8 @@ def _cells(change: Paired, key: str) -> list[tuple[str, str]]:
     if key.startswith("reward/") and key.count("/") == 1 and abs(change.z) >= SIGNIFICANT_Z:
         colour = "up" if change.change > 0 else "down"
     values = [(number(change.before), ""), (number(change.after), ""), (number(change.change, signed=True), colour)]
-    return [*values, (number(change.stderr), ""), (z_words(change.z), "")]
+    between = f"{number(change.low, signed=True)} to {number(change.high, signed=True)}"
+    return [*values, (between, ""), (number(change.stderr), ""), (z_words(change.z), "")]
 
 
 def _groups(evaluation: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -39,7 +39,7 @@ def load_run(folder: Path) -> Run:
         except Exception as error:  # yaml and omegaconf each have their own; the page shows the text all the same
             unreadable.append(f"config.yaml ({type(error).__name__})")
     config = config if isinstance(config, dict) else {}
-    return Run(folder, config, text, _metrics(folder, unreadable), _evaluations(folder, unreadable), unreadable)
+    return Run(folder, config, text, _metrics(folder, unreadable), load_evaluations(folder, unreadable), unreadable)
 
 
 def _metrics(folder: Path, unreadable: list[str]) -> list[dict[str, Any]]:
@@ -58,7 +58,8 @@ def _metrics(folder: Path, unreadable: list[str]) -> list[dict[str, Any]]:
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]
 
 
-def _evaluations(folder: Path, unreadable: list[str]) -> list[dict[str, Any]]:
+def load_evaluations(folder: Path, unreadable: list[str]) -> list[dict[str, Any]]:
+    """The contents of samples/*/scores.json by iteration; what cannot be read is skipped and added to `unreadable`."""
     found = []
     for path in (folder / "samples").glob("*/scores.json"):
         scores = _json(path.read_text(encoding="utf-8", errors="replace"))

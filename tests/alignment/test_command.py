@@ -102,13 +102,15 @@ class TestRunFolder:
     def test_report_and_lines(self, run):
         assert "tiny: run report" in (run.folder / "report.html").read_text()
         lines = run.out.splitlines()
-        assert [re.sub(r"[\d.]+$", "*", line.partition("  ")[0]) for line in lines[:-1]] == [
+        *lines, warning, report = lines
+        assert [re.sub(r"[\d.]+$", "*", line.partition("  ")[0]) for line in lines] == [
             "evaluation at iteration 0: reward *",
             "iteration 1/*",
             "evaluation at iteration 2: reward *",
             "iteration 2/*",
         ]
-        assert lines[-1] == f"report: {run.folder / 'report.html'}"
+        assert warning.startswith("warning: No significant gain. On 2 evaluation prompts")
+        assert report == f"report: {run.folder / 'report.html'}"
 
     def test_no_tracker_unless_asked(self, run):
         assert not (run.folder / "tracker").exists()

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from alignment.diagnostics import diagnose
+from alignment.settings import more_kl, setting, value_of
 
 CONFIG = {
     "iterations": 12,
@@ -161,6 +162,108 @@ def test_planted_in_one_iteration(title, level, values, words):
     assert level_of(findings, title) == level
     assert titles(findings, "alarm", "warning", "note") == {title}
     assert words in next(finding.text for finding in findings if finding.title == title)
+
+
+def found_by(findings, title: str) -> str:
+    """The text of the one finding with this title."""
+    (text,) = [finding.text for finding in findings if finding.title == title]
+    return text
+
+
+def with_settings(**algorithm) -> dict:
+    return CONFIG | {"algorithm": CONFIG["algorithm"] | algorithm}
+
+
+@pytest.mark.parametrize(
+    ("objective", "clip", "drift", "title", "level"),
+    [
+        ("clip", 1e-5, 9e-6, "The first ratio drifts", "warning"),  # rounding, but most of the range
+        ("clip", 1e-5, 1.5e-6, "On-policy check passed", "good"),
+        ("guard", 4e-6, 3e-6, "The first ratio drifts", "warning"),
+        ("guard", 4e-6, 7e-7, "On-policy check passed", "good"),
+        ("dppo", 1e-5, 1e-4, "The first ratio drifts", "warning"),
+    ],
+)
+def test_drift_is_compared_with_what_bounds_the_update(objective, clip, drift, title, level):
+    metrics = [line | {"ratio/first_deviation": drift} for line in healthy_metrics()]
+    findings = diagnose(metrics, healthy_evaluations(), with_settings(objective=objective, clip=clip))
+    assert level_of(findings, title) == level
+    text = found_by(findings, title)
+    if level == "warning":
+        assert f"raise `algorithm.clip` (now {clip}) to at least 5 times the drift." in text
+        assert ("normalised log ratio" in text) == ("bounds the normalised ratio" in text) == (objective == "guard")
+        assert ("bounds the KL" in text) == (objective == "dppo")
+
+
+SAMPLER = {"kernel": "dance", "noise_level": 0.3, "window": None, "shared_noise": True}
+NOISE = "raise `sampler.noise_level` (now 0.3)"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "algorithm", "advice"),
+    [
+        ({}, {}, [NOISE, "set `sampler.shared_noise` (now True) to false"]),
+        ({"window": [0, 8]}, {}, [NOISE, "now `sampler.window` (now [0, 8])", "shared_noise"]),
+        ({"shared_noise": False}, {"window": {"size": 2}}, [NOISE, "now `algorithm.window.size` (now 2)"]),
+        ({}, {"splits": [0, 3]}, [NOISE]),
+        ({"kernel": "ode", "shared_noise": False}, {}, []),
+    ],
+)
+def test_little_exploration(sampler, algorithm, advice):
+    """1 % of the variance within groups over the last third; more noise, in more steps or at the start, helps."""
+    config = with_settings(**algorithm) | {"sampler": SAMPLER | sampler}
+    metrics = [line | {"groups/spread_share": 0.3} for line in healthy_metrics()]
+    metrics[-5:-4] = [metrics[-5] | {"groups/spread_share": 0.0}]
+    assert titles(diagnose(metrics, healthy_evaluations(), config), "alarm", "warning", "note") == set()
+    for line in metrics[-4:]:
+        line["groups/spread_share"] = 0.004
+    text = found_by(diagnose(metrics, healthy_evaluations(), config), "Little exploration")
+    assert text.startswith("In the last third of the iterations 0.400 % of the rewards' variance")
+    given = text.partition("One of these helps: ")[2].rstrip(".").split("; ")
+    assert len(given) == len(advice) + 1
+    assert all(part in whole for part, whole in zip(advice, given[1:], strict=True))
+    for line in metrics:  # a constant group is told of in one finding
+        line["groups/zero_spread"] = 1.0
+    found = titles(diagnose(metrics, healthy_evaluations(), config), "alarm", "warning", "note")
+    assert found == {"Groups without spread"}
+
+
+def moving(shares: list[float], iterations: int = 12, every: int = 1) -> list[dict]:
+    """Windows that move by a step every so many iterations, with these shares in them."""
+    metrics = healthy_metrics()[:iterations]
+    for i, line in enumerate(metrics):
+        del line["gradient_share/step_0"], line["gradient_share/step_1"]
+        line |= {f"gradient_share/step_{i // every + place}": share for place, share in enumerate(shares)}
+    return metrics
+
+
+def test_moving_windows():
+    """The last step of every window outweighs the others: no step does so by itself, and a balance is none's fault."""
+    title = "One denoising step dominates"
+    config = with_settings(rectify=False)
+    text = found_by(diagnose(moving([0.05, 0.05, 0.1, 0.8]), [], config), title)
+    assert text.startswith("One of the steps trained together, not always the same, gave most of the gradient in 12 of")
+    assert text.endswith("Set `algorithm.rectify` (now False) to true, or train fewer steps at a time.")
+    text = found_by(diagnose(moving([0.05, 0.05, 0.1, 0.8], every=12), [], config), title)
+    assert text.startswith("Step 3 alone gave most of the gradient in 12 of 12 iterations")
+    for even in (moving([0.2, 0.25, 0.25, 0.3]), moving([0.3, 0.7]), moving([1.0])):
+        assert title not in titles(diagnose(even, [], config))
+    for balanced in ({"rectify": True}, {"rectify": False, "objective": "guard"}):
+        text = found_by(diagnose(moving([0.1, 0.1, 0.8]), [], with_settings(**balanced)), title)
+        assert text.endswith("hardly count. Train fewer steps at a time.")
+
+
+def test_names_of_settings():
+    """The place and the present value, not of rewards or versions; ends of paths tell namesakes apart."""
+    config = {"rewards": {"lr": 1}, "versions": {"lr": 2}, "optimizer": {"lr": 3}, "window": {"size": None, "end": {}}}
+    assert setting(config, "lr", default="") == "`optimizer.lr` (now 3)"
+    assert setting(config, "rate", "lr", default="") == "`optimizer.lr` (now 3)"
+    assert setting(config, "r", default="the rate") == "the rate"
+    assert setting(config, "window.size", default="") == "`window.size` (now None)"
+    assert value_of(config, "optimizer.lr") == 3
+    assert value_of(config, "size", "lr") is value_of(config, "nothing") is None
+    assert more_kl(config) == "add a KL penalty"
+    assert more_kl({"algorithm": {"kl": 0.0}}) == "raise `algorithm.kl` (now 0.0)"
 
 
 def test_sliding_windows_dominate_no_step():

@@ -10,6 +10,7 @@ import torch
 from alignment.config import load_recipe
 from alignment.distributed import Processes
 from alignment.evaluation import as_bytes, evaluate, write_video
+from alignment.gains import number
 from alignment.run import prepare
 from samplers import SDEScheduler
 
@@ -30,12 +31,15 @@ def scores(run, iteration):
     return json.loads((run.folder / "samples" / f"{iteration:06d}" / "scores.json").read_text())
 
 
+NO_GAIN = {"eval/gain": 0, "eval/gain/low": 0, "eval/gain/high": 0}
+
+
 def test_two_evaluations_of_the_same_weights_are_equal(session):
     run = session()
     torch.manual_seed(1)
     first = run.evaluate(0)
     torch.manual_seed(2)
-    assert run.evaluate(1) == first
+    assert run.evaluate(1) == first | NO_GAIN
     before, after = scores(run, 0), scores(run, 1)
     assert before["values"] == after["values"]
     assert before["seeds"] == after["seeds"]
@@ -81,7 +85,26 @@ def test_the_average_is_what_is_evaluated(session):
             p.add_(0.5)
     averaged, raw = run.evaluate(0), evaluate(run, 1)
     assert averaged["eval/reward/bright"] != raw["eval/reward/bright"]
-    assert averaged == session().evaluate(2)
+    assert averaged | NO_GAIN == session().evaluate(2)
+
+
+def test_the_gain_is_paired_with_the_first_evaluation(session, capsys):
+    """Also where others lie between, and not where the first one had other prompts."""
+    run = session("evaluation.num_prompts=5")
+    assert "eval/gain" not in run.evaluate(0)
+    for iteration in (1, 2):
+        with torch.no_grad():
+            for p in run.policy.parameters.values():
+                p.add_(0.5)
+        found = run.evaluate(iteration)
+        changes = np.subtract(*(scores(run, i)["values"]["reward/mean"] for i in (iteration, 0)))
+        assert found["eval/gain"] == pytest.approx(changes.mean())
+        assert changes.min() <= found["eval/gain/low"] < found["eval/gain"] < found["eval/gain/high"] <= changes.max()
+        assert f"  gain {number(changes.mean(), True)} (95 % " in capsys.readouterr().out
+    assert "eval/gain" not in run.evaluate(0)
+    first = run.folder / "samples" / "000000" / "scores.json"
+    first.write_text(json.dumps(scores(run, 0) | {"seeds": [0] * 5}))
+    assert "eval/gain" not in run.evaluate(3)
 
 
 def test_number_and_size_of_batches_change_nothing(session):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from alignment.gains import compare, decompose, first_and_last, number, paired, percent, summary
+from alignment.gains import compare, decompose, first_and_last, interval, number, paired, peak, percent, summary
 
 
 def scores(
@@ -38,17 +38,63 @@ def test_paired_removes_the_spread_between_prompts():
 
 
 def test_paired_edges():
-    assert paired([1, 2], [1, 2])[2:] == (0, 0, 0, 2)
+    assert paired([1, 2], [1, 2])[2:] == (0, 0, 0, 2, 0, 0)
     assert paired([1, 2], [2, 3]).z == math.inf
     assert paired([2, 3], [1, 2]).z == -math.inf
     single, none = paired([1], [2]), paired([None], [1])
     assert single.change == 1
     assert math.isnan(single.stderr)
     assert math.isnan(single.z)
+    assert math.isnan(single.low)
     assert none.num == 0
     assert math.isnan(none.change)
     with pytest.raises(ValueError, match="equal lengths"):
         paired([1], [1, 2])
+
+
+def test_interval_by_hand():
+    """Of changes 0 and 1 a resample has the mean 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4: 2.5 % is 0, 97.5 % is 1.
+
+    Of 199 zeros and a 1 a mean of 0 has probability (199/200)^200 = 0.37, one of k/200 and less about the Poisson
+    probability of k events and less with mean 1: 0.981 for 3, 0.920 for 2.
+    """
+    assert interval([0, 1]) == (0, 1)
+    assert interval([0] * 199 + [1]) == (0, 3 / 200)
+    assert interval([5, 5, 5]) == pytest.approx((5, 5))
+    assert paired([7, 7], [7, 8])[-2:] == (0, 1)
+
+
+def test_interval_of_normal_values_is_that_of_the_standard_error():
+    """1.96 standard errors to either side, where the spread is taken with n: sqrt(399/400) of the usual one."""
+    draw = random.Random(0)
+    for _ in range(5):
+        values = [draw.gauss(3, 2) for _ in range(400)]
+        change = paired([0.0] * 400, values)
+        assert change.high - change.change == pytest.approx(1.96 * change.stderr, rel=0.1)
+        assert change.change - change.low == pytest.approx(1.96 * change.stderr, rel=0.1)
+    assert interval(values) == interval(values)
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_intervals_cover_the_true_mean(skewed):
+    """Some 95 of 100, on either side as many as the other; one fewer where values are skewed, as percentiles do."""
+    draw = random.Random(1)
+    runs = 1500
+    below = above = 0
+    for _ in range(runs):
+        low, high = interval([draw.expovariate(1) if skewed else draw.gauss(1, 1) for _ in range(100)])
+        below += high < 1
+        above += low > 1
+    assert (below + above) / runs == pytest.approx(0.06 if skewed else 0.05, abs=0.017)
+    if not skewed:
+        assert below / runs == pytest.approx(above / runs, abs=0.015)
+
+
+def test_peak_is_the_first_best_mean():
+    evaluations = [scores(0, [1, 1]), scores(5, [None, 4]), scores(10, [4, 4]), scores(15, [None, None])]
+    assert peak(evaluations) == (5, 4)
+    assert peak(evaluations[3:]) is None
+    assert peak([]) is None
 
 
 def test_decomposition_by_hand():
@@ -119,14 +165,14 @@ def test_summary_in_words():
     pair = scores(0, [0.1, 0.2, 0.3], one, shape=[1, 1, 0]), scores(5, [0.2, 0.4, 0.6], one, shape=[1, 1, 1])
     words = " ".join(summary(pair))
     assert "Over 3 evaluation prompts" in words
-    assert "the trained reward rose from 0.200 to 0.400: +0.200 +- 0.058 (z 3.5)" in words
+    assert "the trained reward rose from 0.200 to 0.400: +0.200 +- 0.058 (z 3.5, 95 % +0.100 to +0.300)" in words
     assert "its whole change is quality" in words
-    assert "Held out, never trained on: shape 0.667 to 1.00, +0.333 +- 0.333 (z 1.0)" in words
+    assert "Held out, never trained on: shape 0.667 to 1.00, +0.333 +- 0.333 (z 1.0, 95 % 0 to +1.00)" in words
     grown = [scores(0, [0.2, 0.6, 0, 0], [1, 1, 0, 0]), scores(1, [0.6, 0.8, 0.4, 0], [1, 1, 1, 0])]
     words = " ".join(summary(grown))
     assert "50% before, 75% after" in words
     assert "+0.125 comes from more or fewer valid clips and +0.125 from the quality" in words
-    assert "On the 2 prompts valid both times: +0.300 +- 0.100 (z 3.0)" in words
+    assert "On the 2 prompts valid both times: +0.300 +- 0.100 (z 3.0, 95 % +0.200 to +0.400)" in words
     assert "no gain can be stated" in summary([])[0]
     assert "within the noise" in summary([scores(0, [1, 2, 3]), scores(1, [2, 1, 3])])[0]
     assert percent(0.996) == "99.6%"
