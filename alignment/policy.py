@@ -97,7 +97,7 @@ class Policy:
         self,
         prompts: list[str],
         latent_seeds: Sequence[int],
-        noise_seeds: Sequence[int],
+        noise_seeds: Sequence[int | torch.Generator],
         record: Collection[int],
         stochastic: Collection[int] | None = None,
         visit: Callable[[Moment, Recorded], None] | None = None,
@@ -109,6 +109,7 @@ class Policy:
             record: the steps to keep.
             stochastic: the steps that add noise; None for those of the recipe.
             visit: sees every step of `record` with its graph; without it nothing has one (see samplers.rollout).
+            call: arguments of the pipeline, and the `segment` of samplers.rollout.
         """
         with self._running(self.scheduler):
             call = {**self.call, "output_type": "pt", **call, "prompt": prompts}
