@@ -20,7 +20,7 @@ from samplers.rollout import generators
 from .config import Recipe
 from .data import Prompt
 from .errors import UserError
-from .policy import Policy, moved
+from .policy import Policy
 from .samples import Plan, Samples, sample_groups
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ class Noised(NamedTuple):
     def batches(self, size: int | None, rows: Sequence[int]) -> Iterator[tuple[list[int], Trajectory]]:
         """Micro-batches of at most `size` of these samples: step i of a trajectory is level i, x_next the clean state.
 
-        The noise of a sample depends on its seed alone, not on the batch.
+        On the policy's device. The noise of a sample depends on its seed alone, not on the batch.
         """
         for part, trajectory in self.samples.batches(size, rows):
-            clean = trajectory.steps[-1].x_next
+            clean = trajectory.steps[-1].x_next.to(self.policy.device)
             shape = (len(self.levels), *clean.shape[1:])
             draws = [torch.randn(shape, generator=g) for g in generators([self.seeds[row] for row in part])]
             noises = torch.stack(draws, dim=1).to(clean.device)
-            yield part, moved(trajectory.noised(clean, self.levels, noises.unbind()), self.policy.device)
+            yield part, trajectory.noised(clean, self.levels, noises.unbind())
 
     def visit(self, rows: list[int], trajectory: Trajectory, visit: Callable[[Moment, Recorded], None]) -> None:
         """Run the network at every level of a micro-batch: `moment.output` is its velocity (see samplers.replay)."""
