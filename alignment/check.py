@@ -179,7 +179,7 @@ def memory_estimate(recipe: Recipe) -> list[str]:
                 adapted += 1
                 trained += model.lora.rank * (shape[0] + math.prod(shape[1:]))
     weights += trained * 4
-    state = trained * (4 + 8 + (4 if recipe.ema.decay else 0))
+    state = trained * (4 + 8 + 4 * bool(recipe.ema.decay) + 4 * bool(recipe.evaluation.patience))
     where = f" on {adapted} layers" if model.trained == "lora" else ""
     return [
         f"trained parameters {trained:,}{where}, frozen {frozen:,}",
@@ -190,7 +190,7 @@ def memory_estimate(recipe: Recipe) -> list[str]:
 
 def check_disk(folder: Path, trained: int, recipe: Recipe) -> None:
     """Enough room for the checkpoints that are kept, one in the making, and 200 MB of samples and metrics."""
-    one = trained * 4 * (3 + (1 if recipe.ema.decay else 0))
+    one = trained * 4 * (3 + bool(recipe.ema.decay) + bool(recipe.evaluation.patience))
     needed = one * (recipe.checkpoint.keep + 1) + trained * 4 + 200 * 2**20
     existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free

@@ -101,6 +101,7 @@ class EvaluationConfig:
     prompts: str | None = None  # held-out prompts; None: those of data.prompts
     num_prompts: int = 64
     every: int = 0  # iterations between evaluations; 0: before and after only
+    patience: int = 0  # evaluations without a new best that end the run; saved are then the best weights; 0: never
     steps: int | None = None  # denoising steps, with the pipeline's own scheduler; None: those of the sampler
     trained_share: float = 1.0  # of these steps, the first ones; the base model takes the rest: a guard against hacking
     seed: int = 0
@@ -167,6 +168,7 @@ RANGES = {  # what it is called, whether a value is in it, and the keys
     "0 or more": (
         lambda v: v >= 0,
         "sampler.noise_level optimizer.weight_decay optimizer.warmup evaluation.every evaluation.videos",
+        "evaluation.patience",
     ),
     "above 0, up to 1": (lambda v: 0 < v <= 1, "sampler.tail"),
     "between 0 and 1": (lambda v: 0 <= v <= 1, "max_invalid optimizer.decay_from ema.decay evaluation.trained_share"),
@@ -287,6 +289,8 @@ def _check_values(recipe: Recipe, where: str) -> None:
                 raise UserError(f"{where}: {key}: {value(key)} is not {what}")
     if recipe.sampler.window is not None and len(recipe.sampler.window) != 2:
         raise UserError(f"{where}: sampler.window: {recipe.sampler.window} is not [start, stop]")
+    if recipe.evaluation.patience and not recipe.evaluation.every:
+        raise UserError(f"{where}: evaluation.patience: no evaluation on the way; set evaluation.every above 0")
     if not recipe.model.lora.targets:
         raise UserError(f"{where}: model.lora.targets: names no layer")
     betas = recipe.optimizer.betas

@@ -21,7 +21,7 @@ from samplers import seed_for
 
 from .data import Prompt
 from .files import replacing_folder
-from .gains import first_and_last, paired
+from .gains import first_and_last, number, paired
 from .metrics import number_or_null
 from .scoring import Readings, as_matrix, joined
 
@@ -81,6 +81,15 @@ def gain_so_far(samples: Path, record: dict[str, Any]) -> dict[str, float]:
         return {}
     gain = paired(before["values"]["reward/mean"], record["values"]["reward/mean"])
     return {"eval/gain": gain.change, "eval/gain/low": gain.low, "eval/gain/high": gain.high}
+
+
+def evaluation_words(found: dict[str, float]) -> str:
+    """`reward 0.7812  gain +0.231 (95 % +0.201 to +0.262)`."""
+    words = f"reward {found['eval/reward/mean']:.4f}"
+    if "eval/gain" in found:
+        change, low, high = (number(found[f"eval/gain{end}"], signed=True) for end in ("", "/low", "/high"))
+        words += f"  gain {change} (95 % {low} to {high})"
+    return words
 
 
 def _own_part(run: Run, tasks: list[tuple[Prompt, int]], rivals: Tensor | None) -> tuple[Readings, Tensor]:

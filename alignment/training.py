@@ -25,9 +25,9 @@ from .checkpoint import State, checkpoints, load_state, restore, save_state
 from .config import Recipe
 from .data import Prompt, PromptStream, read_prompts
 from .distributed import Processes
+from .early_stop import best_weights, past_peak, peak_words, watch
 from .errors import TrainingStopped
-from .evaluation import evaluate
-from .gains import number
+from .evaluation import evaluate, evaluation_words
 from .metrics import Display, MetricsFile, Timer, Tracker, plain
 from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate
 from .policy import Policy
@@ -101,13 +101,21 @@ class Run:
             found = plain(self.evaluate(self.completed))
             if self.metrics:
                 self.metrics.extend_last(found)
+            if best_weights(self):  # which may be those that were just evaluated
+                self.saved = -1
+                self.save()
+        if past_peak(self):  # a resumed run had ended
+            self.display.say(peak_words(self))
+            return
         with _graceful_stop(self):
             for iteration in range(self.completed + 1, self.recipe.iterations + 1):
                 self._begin(iteration)
                 with self.timer("iteration"):
                     yield iteration
                 self._finish()
-                if self.processes.any(self.stopping) and iteration < self.recipe.iterations:
+                if self._ended():
+                    break
+                if self.processes.any(self.stopping):
                     self.save()
                     raise TrainingStopped(f"stopped by a signal after iteration {self.iteration}; --resume goes on")
 
@@ -136,10 +144,15 @@ class Run:
         self.tracker.log({k: v for k, v in row.items() if k != "iteration"}, self.iteration)
         self.display.show(self.iteration, row)
         if self.metrics:
-            for line in self.alarms.new(self.metrics.rows, ended=self.iteration == self.recipe.iterations):
+            for line in self.alarms.new(self.metrics.rows, self._ended()):
                 self.display.say(line)
-        if self.iteration == self.recipe.iterations or self.iteration % self.recipe.checkpoint.every == 0:
+        if self._ended() or self.iteration % self.recipe.checkpoint.every == 0:
             self.save()
+        if self._ended() and best_weights(self):
+            self.display.say(peak_words(self))
+
+    def _ended(self) -> bool:
+        return self.completed == self.recipe.iterations or past_peak(self)
 
     def _evaluation_due(self, iteration: int) -> bool:
         every = self.recipe.evaluation.every
@@ -243,19 +256,17 @@ class Run:
         self.row |= metrics
 
     def evaluate(self, iteration: int) -> dict[str, float]:
-        """Held-out evaluation with the weights that will be saved."""
+        """Held-out evaluation with the weights that will be saved, unless earlier ones stay the best."""
         _seed_globally(seed_for(self.recipe.evaluation.seed, "evaluation", self.processes.rank))
         with self._averaged():
             found = evaluate(self, iteration)
-        gain = ""
-        if "eval/gain" in found:
-            change, low, high = (number(found[f"eval/gain{end}"], signed=True) for end in ("", "/low", "/high"))
-            gain = f"  gain {change} (95 % {low} to {high})"
-        self.display.say(f"evaluation at iteration {iteration}: reward {found['eval/reward/mean']:.4f}{gain}")
+            if self.recipe.evaluation.patience:
+                watch(self, iteration, found["eval/reward/mean"])
+        self.display.say(f"evaluation at iteration {iteration}: {evaluation_words(found)}")
         return found
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """The weights that are evaluated and saved: the moving average where there is one."""
+        """The weights that are evaluated: the moving average where there is one."""
         return self.policy.using(self.average.weights) if self.average.weights else nullcontext()
 
     def save(self) -> None:
@@ -265,7 +276,8 @@ class Run:
         """
         if not self.processes.is_main or self.saved == self.completed:
             return
-        with self._averaged():
+        best = best_weights(self)
+        with self.policy.using(best) if best else self._averaged():
             self.policy.save(self.folder)
         trained = {n: p.detach() for n, p in self.policy.parameters.items()}
         averages = self.average.weights, self.average.updates

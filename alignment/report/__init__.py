@@ -26,10 +26,12 @@ from ..gains import (
     interval_words,
     mean,
     number,
+    peak,
     percent,
     summary,
     z_words,
 )
+from ..settings import value_of
 from .charts import share_bar
 from .curves import PHASES, dimension_curves, health_curves, reward_curves
 from .folder import Run, load_run
@@ -90,6 +92,9 @@ def _headline(run: Run, name: str) -> str:
     if "seed" in run.config:
         lead += f"{', ' if lead else ''}seed {run.config['seed']}"
     sentences = summary(run.evaluations)
+    best = peak(run.evaluations)
+    if best and value_of(run.config, "patience") and best[0] != run.evaluations[-1]["iteration"]:
+        sentences.append(f"The saved weights are those of iteration {best[0]}, where it peaked at {number(best[1])}.")
     if len(run.evaluations) < 2 and run.metrics:
         sentences = ["The run has no evaluation after training yet, so only its training rewards can be shown."]
     elif not run.metrics and not run.evaluations:

@@ -61,6 +61,7 @@ def line_chart(
     note: str = "",
     zero: bool = False,
     level: float = math.nan,
+    peak: Point | None = None,
 ) -> str:
     """A chart of lines over iterations, or "" where no line has a point.
 
@@ -68,6 +69,7 @@ def line_chart(
         note: a few words behind the title.
         zero: let the value axis start at 0.
         level: a value to mark with a dashed line.
+        peak: a point to mark as the best one.
     """
     lines = [_clean(line, i) for i, line in enumerate(lines)]
     lines = [line for line in lines if line.points]
@@ -86,6 +88,12 @@ def line_chart(
         parts.append(f'<polyline class="line c{line.colour}" points="{axes.path(line.points)}"/>')
         if len(line.points) == 1 or (line.dots and len(line.points) <= MAX_DOTS):
             parts += [_dot(axes, line, *point) for point in line.points]
+    if peak:
+        words = f"peak at iteration {peak[0]:g}: {number(peak[1])}"
+        x, y = f"{axes.x(peak[0]):.1f}", axes.y(peak[1])
+        parts.append(f'<line class="peak" x1="{x}" x2="{x}" y1="{y:.1f}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<circle class="peak" cx="{x}" cy="{y:.1f}" r="6"><title>{words}</title></circle>')
+        note = ", ".join(filter(None, [note, f"peak at {peak[0]:g}"]))
     latest = number(lines[0].points[-1][1]) if len(lines) == 1 else ""
     legend = [(line.name, line.colour) for line in lines] if len(lines) > 1 else []
     return _figure(title, note, latest, legend, parts)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..diagnostics import ENDS, column
-from ..gains import finite, mean
+from ..gains import finite, mean, peak
 from .charts import Band, Line, Point, area_chart, line_chart
 
 MAX_DIMENSIONS = 12  # charts of single dimensions; the table has them all
@@ -91,7 +91,8 @@ def _reward_chart(metrics: Metrics, evaluations: Evaluations, name: str, title: 
     spread = dict(series(metrics, "reward/std")) if name == "mean" else {}
     around = [(x, y, spread[x]) for x, y in training if x in spread]
     band = Band([(x, y - s) for x, y, s in around], [(x, y + s) for x, y, s in around]) if around else None
-    return line_chart(title, lines, band=band, note=note)
+    best = peak(evaluations) if name == "mean" and len(evaluations) > 2 else None
+    return line_chart(title, lines, band=band, note=note, peak=best)
 
 
 def _stack(metrics: Metrics, prefix: str, title: str, note: str) -> str:

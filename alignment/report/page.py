@@ -57,6 +57,7 @@ svg { display: block; width: 100%; height: auto; margin-top: auto; padding-top: 
 .legend span { display: flex; align-items: center; gap: 6px; }
 .legend i { width: 10px; height: 10px; border-radius: 3px; }
 .grid line { stroke: #1d2330; stroke-opacity: .09; } .level { stroke: #8a93a3; stroke-dasharray: 4 3; }
+.peak { fill: none; stroke: var(--ink); stroke-width: 1.2; } line.peak { stroke-dasharray: 2 3; stroke-opacity: .5; }
 .grid text { font-size: 10.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 .grid .y { text-anchor: end; } .grid .x { text-anchor: middle; }
 .line { fill: none; stroke-width: 1.7; stroke-linejoin: round; stroke-linecap: round; }

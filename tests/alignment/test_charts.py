@@ -54,3 +54,12 @@ def test_charts_of_odd_ranges(points):
     assert "nan" not in drawn
     assert drawn.count("<svg") == 2
     assert line_chart("t", [Line("a", [])]) == area_chart("t", []) == ""
+
+
+def test_peak_is_marked_where_its_value_is():
+    points = [(0, 0.0), (5, 1.0), (10, 0.5)]
+    svg = line_chart("t", [Line("a", points, dots=True), Line("b", points)], note="words", peak=points[1])
+    (ring,) = re.findall(r'<circle class="peak" (cx="[\d.]+" cy="[\d.]+") r="6"><title>peak at iteration 5: 1.00<', svg)
+    assert ring in re.findall(r'<circle class="c0" (cx="[\d.]+" cy="[\d.]+")', svg)
+    assert "<small>words, peak at 5</small>" in svg
+    assert "peak" not in line_chart("t", [Line("a", points)])

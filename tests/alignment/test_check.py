@@ -175,10 +175,16 @@ def test_not_enough_disk(command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "needed"), [([], 40.2), (["checkpoint.keep=1"], 28.2), (["ema.decay=0.9"], 52.2)]
+    ("overrides", "needed"),
+    [
+        ([], 40.2),
+        (["checkpoint.keep=1"], 28.2),
+        (["ema.decay=0.9"], 52.2),
+        (["ema.decay=0.9", "evaluation.every=1", "evaluation.patience=1"], 64.2),
+    ],
 )
 def test_disk_that_a_billion_trained_weights_need(write, tmp_path, monkeypatch, overrides, needed):
-    """A checkpoint holds weights, two moments and an average, 4 bytes each; keep + 1 exist while one is made."""
+    """A checkpoint holds weights, two moments, average and best, 4 bytes each; keep + 1 exist while one is made."""
     usage = collections.namedtuple("usage", "total used free")
     recipe = load_recipe(write(), list(overrides))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, (needed + 0.1) * 1e9))

@@ -346,7 +346,29 @@ def test_peak_is_found_between_first_and_last():
     middle = scores(6, noisy(0.9, 11), [1.0] * NUM, shape=noisy(0.9, 12))
     findings = diagnose(healthy_metrics(), [first, middle, last], CONFIG)
     assert titles(findings, "warning") == {"Past the peak"}
-    assert "Since iteration 6 the trained reward" in next(f.text for f in findings if f.title == "Past the peak")
+    text = found_by(findings, "Past the peak")
+    assert text.startswith("Since iteration 6 the trained reward changed by -0.2")
+    assert "`evaluation.patience`" in text
+    impatient = CONFIG | {"evaluation": {"patience": 0}}
+    assert "Set `evaluation.patience` (now 0)" in found_by(
+        diagnose([], [first, middle, last], impatient), "Past the peak"
+    )
+
+
+def test_with_patience_the_peak_is_kept():
+    first, last = healthy_evaluations()
+    middle = scores(6, noisy(0.9, 11), [1.0] * NUM, shape=noisy(0.9, 12))
+    config = CONFIG | {"evaluation": {"patience": 1}}
+    findings = diagnose(healthy_metrics(), [first, middle, last], config)
+    assert titles(findings, "alarm", "warning") == set()
+    assert found_by(findings, "The weights of the peak are kept").startswith("Of 3 evaluations that of iteration 6 was")
+    assert "those of the peak" in found_by(findings, "Past the peak")
+    stopped = diagnose(healthy_metrics()[:10], [first, middle, last], config)
+    assert "10 of 12 iterations are logged: 1 evaluations after iteration 6" in found_by(stopped, "Stopped at the peak")
+    assert "Not finished" in titles(diagnose(healthy_metrics()[:10], [first, middle], config))
+    first["values"]["reward/shape"], middle["values"]["reward/shape"] = noisy(0.5, 2), noisy(1.2, 12)
+    watch = diagnose(healthy_metrics(), [first, middle, last], config)
+    assert level_of(watch, "Past the peak of shape") == "warning"  # the weights were not chosen for this
 
 
 def test_other_prompts_are_not_compared():
