@@ -366,7 +366,7 @@ def test_pipelines_that_take_no_initial_state(tmp_path):
     assert row["grad_norm"] > 0
 
 
-# Ranks train other numbers of edges: windows differ between prompts.
+# Windows differ between prompts, so trees have 6 trained edges or 8.
 SHARED = {
     "prompts_per_iteration": 4,
     "updates_per_rollout": 2,
@@ -380,17 +380,20 @@ SHARED = {
 
 def weights_after_training(folder, **batch):
     run = branch_run(folder, recipe={"iterations": 1, "batch": BatchConfig(**batch)}, **SHARED)
-    gradients, add = [], run.processes.add_gradients
+    gradients, busy, add = [], [], run.processes.add_gradients
 
     def record(parameters):
         parameters = list(parameters)
+        busy.append(any(p.grad is not None for p in parameters))
         add(parameters)
         gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
 
     run.processes.add_gradients = record
-    row = trained(run)[0] if run.processes.is_main else branch_grpo.train(run.open() or run)
+    run.open()
+    branch_grpo.train(run)
+    row = metrics(run)[0] if run.processes.is_main else None
     weights = torch.cat([p.detach().flatten() for p in run.policy.parameters.values()])
-    return {"weights": weights, "gradients": gradients, "row": row, "processes": run.processes}
+    return {"weights": weights, "gradients": gradients, "busy": busy, "row": row, "processes": run.processes}
 
 
 def worker(rank, folder, port):
@@ -411,6 +414,8 @@ def test_two_processes_train_as_one(tmp_path):
     mp.spawn(worker, (tmp_path, port), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     alone = weights_after_training(tmp_path / "alone", rollout=5, update=2)
+    assert 6 < alone["row"]["tree/edges"] < 8
+    assert first["busy"] == second["busy"] == [True, True]  # every part has trees in every process
     assert torch.equal(first["weights"], second["weights"])
     for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
         assert distance(ours, theirs) < 1e-2
