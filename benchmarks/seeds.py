@@ -36,7 +36,7 @@ def run_seed(recipe: str, overrides: list[str], seed: int, folder: Path) -> dict
         "seed": seed,
         "seconds": seconds,
         "nfe": sum(row["nfe"] for row in rows),
-        "first_deviation": max(row["ratio/first_deviation"] for row in rows),
+        "first_deviation": max(row.get("ratio/first_deviation", 0.0) for row in rows),  # 0 where there is no ratio
         "gains": {name: decompose(before, after, name) for name in before["trained"]},
         "changes": {name: change for name, change in changes.items() if not name.startswith("image/")},
         "image": {name: change for name, change in changes.items() if name.startswith("image/")},
