@@ -45,8 +45,9 @@ class Tally:
 
     def watch_gradient(self, moment: Moment) -> None:
         """Add the squared norm of the loss gradient at the network's output to its step, once backward reaches it."""
+        index = moment.index  # a hook that held the moment would hold its own tensor, which nothing could free
         if moment.output.requires_grad:
-            moment.output.register_hook(lambda g: self._gradient(moment.index, g))
+            moment.output.register_hook(lambda gradient: self._gradient(index, gradient))
 
     def _gradient(self, index: int, gradient: Tensor) -> None:
         self.gradients[index] += gradient.detach().float().square().sum()
