@@ -1,10 +1,13 @@
 """What is asked for runs, and nothing else: no hidden autocast, no work for what is frozen or known already."""
 
+import gc
+
 import pytest
 import torch
 
+from alignment.algorithms import grpo
 from samplers.transitions import log_prob
-from tests.alignment.tiny import make_policy, make_run, shake
+from tests.alignment.tiny import grpo_run, make_policy, make_run, shake
 from tests.pipelines import PROMPTS
 
 SEEDS = [0, 1]
@@ -77,3 +80,20 @@ def test_drift_is_the_relative_change_of_the_weights(trained: str, tmp_path) -> 
         for p in run.policy.parameters.values():
             p.mul_(1.5)
     assert run._drift() == pytest.approx(0.5)
+
+
+def test_nothing_of_an_iteration_outlives_it(tmp_path, monkeypatch) -> None:
+    """Tensors that a finished iteration leaves behind would fill the memory of a long run."""
+    run, alive = grpo_run(tmp_path), []
+    run.recipe.iterations = 4
+    finish = run._finish
+
+    def count() -> None:
+        finish()
+        gc.collect()
+        alive.append(sum(t.numel() for t in gc.get_objects() if isinstance(t, torch.Tensor)))
+
+    monkeypatch.setattr(run, "_finish", count)
+    run.open()
+    grpo.train(run)
+    assert alive[1] == alive[2] == alive[3]
