@@ -149,11 +149,9 @@ def train(run: Run) -> None:
 
 def plan(run: Run, position: int) -> Plan:
     """The stochastic and the recorded steps of the tree at a position of the stream."""
-    config: Config = run.recipe.algorithm
-    window = plan_steps(
-        config.window, run.policy.stochastic_steps, None, run.recipe.seed, run.iteration, position
-    ).stochastic
-    noisy = tuple(sorted({*window, *config.splits}))
+    config, allowed = run.recipe.algorithm, run.policy.stochastic_steps
+    window = plan_steps(config.window, allowed, None, run.recipe.seed, run.iteration, position)
+    noisy = tuple(sorted({*window.stochastic, *config.splits}))
     left_out = set() if config.path_weight else pruned_steps(run)  # path weights need every edge
     return Plan(noisy, tuple(step for step in noisy if step not in left_out))
 
