@@ -7,10 +7,10 @@ The first command first measures what an iteration of each recipe costs (have th
 recipe and seed with a constant learning rate until both budgets are spent, evaluating on the way. It goes on where it
 was stopped; several of it, over different recipes, can fill one folder. The second writes REPORT.md, .json and .png.
 
-Equal function evaluations: rows through the denoiser, in rollout and update alike. Equal wall time: iterations times
-the seconds of one, as measured at the start, so that a busy machine changes nothing. Held-out: the recipes' evaluation
-prompts, with the pipeline's deterministic scheduler. Diversity: the spread between samples of one prompt, as a share of
-the base model's, with the weights as plain diffusers loads them.
+Equal function evaluations: rows through the denoiser, in rollout and update alike. Equal wall time: as much as
+tiny_grpo needs for these; iterations times the seconds of one, as measured at the start, so that a busy machine changes
+nothing. Held-out: the recipes' evaluation prompts, with the pipeline's deterministic scheduler. Diversity: the spread
+between samples of one prompt, as a share of the base model's, with the weights as plain diffusers loads them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CONTESTANTS = (
     *("tiny_guard_grpo", "tiny_dppo_grpo", "tiny_sage_grpo", "tiny_branch_grpo", "tiny_branch_mix_grpo"),
     *("tiny_nft", "tiny_awm", "tiny_vgrpo"),
 )
-EVALUATIONS, SECONDS = 14_000, 45.0  # the budgets of one run; those of recipes/tiny_grpo.yaml
-POINTS = 8  # evaluations on the way
+EVALUATIONS = 7_000  # function evaluations of one run
+POINTS = 5  # held-out evaluations on the way
 PROMPTS, SAMPLES = 16, 4  # for diversity
 
 
@@ -44,13 +44,20 @@ def cost(recipe: str, overrides: list[str]) -> dict[str, float]:
     return {"seconds": result["seconds"]["iteration"], "nfe": sum(result["nfe"].values())}
 
 
-def contest(recipe: str, seed: int, overrides: list[str], price: dict[str, float], folder: Path) -> dict[str, Any]:
+def seconds_budget(prices: dict[str, dict[str, float]]) -> float:
+    """The time in which tiny_grpo spends its function evaluations."""
+    return EVALUATIONS * prices["tiny_grpo"]["seconds"] / prices["tiny_grpo"]["nfe"]
+
+
+def contest(
+    recipe: str, seed: int, overrides: list[str], prices: dict[str, dict[str, float]], folder: Path
+) -> dict[str, Any]:
     """Train one recipe and seed until both budgets are spent, and say what came of it."""
     from alignment.metrics import read_metrics
     from alignment.run import main
 
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted contest left
-    iterations = math.ceil(max(EVALUATIONS / price["nfe"], SECONDS / price["seconds"]))
+    iterations = math.ceil(max(EVALUATIONS / prices[recipe]["nfe"], seconds_budget(prices) / prices[recipe]["seconds"]))
     settings = {
         "iterations": iterations,
         "evaluation.every": max(1, round(iterations / POINTS)),
@@ -115,7 +122,7 @@ def at(curve: Sequence[dict[str, float]], axis: str, budget: float, value: str) 
 
 def summarise(results: list[dict[str, Any]], prices: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """One row a recipe, best first: means and standard deviations over seeds."""
-    rows = []
+    rows, seconds = [], seconds_budget(prices)
     for recipe in dict.fromkeys(result["recipe"] for result in results):
         runs = [result for result in results if result["recipe"] == recipe]
         price = prices[recipe]
@@ -124,7 +131,7 @@ def summarise(results: list[dict[str, Any]], prices: dict[str, dict[str, float]]
                 point["seconds"] = point["iteration"] * price["seconds"]
         columns = {
             "equal evaluations": [at(r["curve"], "nfe", EVALUATIONS, "reward/mean") for r in runs],
-            "equal time": [at(r["curve"], "seconds", SECONDS, "reward/mean") for r in runs],
+            "equal time": [at(r["curve"], "seconds", seconds, "reward/mean") for r in runs],
             "best": [max(p["reward/mean"] for p in r["curve"]) for r in runs],
             "training": [_mean(r["training"][-3:]) for r in runs],
             "match": [at(r["curve"], "nfe", EVALUATIONS, "reward/match") - r["curve"][0]["reward/match"] for r in runs],
@@ -145,7 +152,7 @@ def summarise(results: list[dict[str, Any]], prices: dict[str, dict[str, float]]
     return sorted(rows, key=lambda row: -row["equal evaluations"][0])
 
 
-def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str]) -> str:
+def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str], seconds: float) -> str:
     """The contest as a page."""
     from alignment.versions import versions
 
@@ -157,7 +164,7 @@ def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str])
         f"{time.strftime('%Y-%m-%d')}. " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
         "",
         f"Held-out reward (the base model's is {rows[0]['base']:.3f}) after {EVALUATIONS:,} function evaluations and",
-        f"after {SECONDS:g} seconds; mean and, in brackets, standard deviation over seeds. Match and clip are never",
+        f"after {seconds:.0f} seconds; mean and, in brackets, standard deviation over seeds. Match and clip are never",
         "trained on: their change at equal evaluations. Training: mean reward of the last three iterations' own",
         "samples. Diversity is a share of the base's.",
         "",
@@ -173,7 +180,7 @@ def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str])
     return "\n".join([*lines, ""])
 
 
-def plot(results: list[dict[str, Any]], path: Path) -> None:
+def plot(results: list[dict[str, Any]], seconds: float, path: Path) -> None:
     """Held-out reward over function evaluations and over seconds, mean over seeds, one line a recipe."""
     import matplotlib
 
@@ -184,7 +191,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(result["recipe"] for result in results))
     for name, colour in zip(names, plt.get_cmap("tab20").colors, strict=False):
         curves = [result["curve"] for result in results if result["recipe"] == name]
-        for axis, (key, budget) in zip(axes, (("nfe", EVALUATIONS), ("seconds", SECONDS)), strict=True):
+        for axis, (key, budget) in zip(axes, (("nfe", EVALUATIONS), ("seconds", seconds)), strict=True):
             xs = [budget * i / 40 for i in range(41)]
             ys = [_mean([at(curve, key, x, "reward/mean") for curve in curves]) for x in xs]
             axis.plot(xs, ys, color=colour, label=name.removeprefix("tiny_"))
@@ -199,16 +206,23 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def read_prices(folder: Path) -> dict[str, dict[str, float]]:
+    """What an iteration of each recipe costs."""
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in (folder / "cost").glob("*.json")}
+
+
 def report(folder: Path, target: Path) -> str:
     """Write the page, the figures and the plot of all finished runs in `folder`."""
-    prices = {path.stem: json.loads(path.read_text("utf-8")) for path in (folder / "cost").glob("*.json")}
+    prices = read_prices(folder)
     results = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*/result.json"))]
     rows = summarise(results, prices)
-    page = markdown(rows, sorted({result["seed"] for result in results}), results[0]["overrides"])
+    page = markdown(
+        rows, sorted({result["seed"] for result in results}), results[0]["overrides"], seconds_budget(prices)
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".md").write_text(page, "utf-8")
     target.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-    plot(results, target.with_suffix(".png"))
+    plot(results, seconds_budget(prices), target.with_suffix(".png"))
     return page
 
 
@@ -233,7 +247,7 @@ def main() -> int:
         print(report(options.out, options.report))
         return 0
     (options.out / "cost").mkdir(parents=True, exist_ok=True)
-    for recipe in options.recipes:
+    for recipe in dict.fromkeys(["tiny_grpo", *options.recipes]):
         path = options.out / "cost" / f"{recipe}.json"
         if not path.exists():
             path.write_text(json.dumps(cost(recipe, options.overrides)), "utf-8")
@@ -241,8 +255,7 @@ def main() -> int:
         for recipe in options.recipes:
             folder = options.out / f"{recipe}_{seed}"
             if not (folder / "result.json").exists():
-                price = json.loads((options.out / "cost" / f"{recipe}.json").read_text("utf-8"))
-                result = contest(recipe, seed, options.overrides, price, folder)
+                result = contest(recipe, seed, options.overrides, read_prices(options.out), folder)
                 (folder / "result.json").write_text(json.dumps(result), "utf-8")
     return 0
 
