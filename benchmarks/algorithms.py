@@ -1,6 +1,6 @@
 """Every online algorithm on the tiny world, at equal function evaluations and at equal wall time, over several seeds.
 
-    python -m benchmarks.algorithms --out runs/contest [--recipes tiny_grpo ...] [--seeds 0 1 2] [key=value ...]
+    python -m benchmarks.algorithms [key=value ...] --out runs/contest [--recipes tiny_grpo ...] [--seeds 0 1 2]
     python -m benchmarks.algorithms --out runs/contest --report benchmarks/results/algorithms_tiny-world_cpu_2026-11
 
 The first command first measures what an iteration of each recipe costs (have the machine to yourself), then trains each

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import random_checkpoints, reward_throughput, serve_throughput
+from benchmarks import algorithms, branch_cost, random_checkpoints, reward_throughput, serve_throughput
 from benchmarks.filmstrip import filmstrip
 from benchmarks.seeds import markdown, run_seed
 from benchmarks.serve_throughput import Load
@@ -45,6 +45,47 @@ def test_seeds_and_film_strip(tmp_path: Path) -> None:
     picture = filmstrip(tmp_path / "0", rows=2, frames=3)
     assert isinstance(picture, Image.Image)
     assert len(picture.getcolors(2**20)) > 10
+
+
+def test_contest_of_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds of a recipe made small: curves to the budgets, the page, and a plot."""
+    monkeypatch.setattr(algorithms, "EVALUATIONS", 40)
+    monkeypatch.setattr(algorithms, "PROMPTS", 2)
+    out = tmp_path / "contest"
+    small = [*SMALL, "evaluation.num_prompts=3"]
+    for seed in ("0", "1"):
+        arguments = [*small, "--out", str(out), "--recipes", "tiny_grpo", "--seeds", seed]
+        monkeypatch.setattr(sys, "argv", ["algorithms", *arguments])
+        assert algorithms.main() == 0
+    result = json.loads((out / "tiny_grpo_1/result.json").read_text("utf-8"))
+    price = json.loads((out / "cost/tiny_grpo.json").read_text("utf-8"))
+    assert price["nfe"] == 22  # 8 steps of 2 samples, 3 of them trained
+    assert [point["nfe"] for point in result["curve"]] == [0, 22, 44]
+    assert 0.5 < result["diversity"] < 2
+    page = algorithms.report(out, tmp_path / "results/page")
+    assert page.count("| tiny_grpo |") == 1
+    assert "Held-out reward (the base model's is" in page
+    with Image.open(tmp_path / "results/page.png") as picture:
+        assert picture.width > 600
+    (row,) = json.loads((tmp_path / "results/page.json").read_text("utf-8"))
+    assert row["seeds"] == 2
+
+
+def test_values_at_a_budget_lie_between_evaluations() -> None:
+    curve = [{"nfe": 0.0, "reward": 1.0}, {"nfe": 10.0, "reward": 3.0}, {"nfe": 30.0, "reward": 2.0}]
+    assert [algorithms.at(curve, "nfe", x, "reward") for x in (0, 5, 10, 20, 30, 99)] == [1, 2, 3, 2.5, 2, 2]
+
+
+def test_branches_cost_what_their_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree of the paper: 203 rows in the rollout, for Mix 19 parents in the update."""
+    some = {name: branch_cost.SETTINGS[name] for name in ("DanceGRPO", "BranchGRPO-Mix")}
+    monkeypatch.setattr(branch_cost, "SETTINGS", some)
+    result = branch_cost.compare(1)
+    dance, mix = (result["settings"][name] for name in some)
+    assert (dance["evaluations, rollout"], dance["evaluations, update"]) == (320, 304)
+    assert (mix["evaluations, rollout"], mix["evaluations, update"]) == (203, 19)
+    assert mix["cost by evaluations"] == pytest.approx((203 + 3 * 19) / (320 + 3 * 304))
+    assert "BranchGRPO-Mix" in branch_cost.table(result)
 
 
 def test_serving_is_measured_beside_the_reward_in_process() -> None:
