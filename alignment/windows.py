@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from samplers import seed_for
 
+from .config import Recipe
 from .samples import Plan
 
 MOVES = ("progressive", "decay", "random", "frozen")
@@ -27,6 +28,31 @@ class Window:
     decay: float = 0.1  # of `decay`: at start l it stays every * exp(-decay * max(0, l - decay_from)) iterations
     decay_from: int = 13
     per_prompt: bool = False  # random windows differ between prompts, never within a group
+
+
+def check_noise(recipe: Recipe, window: Window) -> list[str]:
+    """What is wrong with the noise of rollouts whose transitions are trained, one line each."""
+    sampler, num_steps = recipe.sampler, recipe.sampler.steps
+    start, stop = noise_range(recipe)
+    wrong = []
+    if sampler.kernel == "ode" or sampler.noise_level == 0:
+        wrong.append("sampler: a deterministic sampler has no policy gradient; set kernel and noise_level > 0")
+    if not 0 <= start < stop <= num_steps:
+        wrong.append(f"sampler.window: [{start}, {stop}] holds no step of a rollout of {num_steps} (sampler.steps)")
+    else:
+        wrong += check_window(window, stop - start)
+        if stop == num_steps and sampler.kernel in ("cps", "ddim"):
+            kernel = sampler.kernel
+            wrong.append(f"sampler.window: kernel {kernel} adds no noise in the last step; end at {stop - 1}")
+    if recipe.model.dtype == "float16":
+        wrong.append("model.dtype: gradients of a mean over a latent's elements underflow in float16; use bfloat16")
+    return wrong
+
+
+def noise_range(recipe: Recipe) -> tuple[int, int]:
+    """[start, stop) of the steps that may add noise."""
+    start, stop = recipe.sampler.window or (0, recipe.sampler.steps - 1)
+    return start, stop
 
 
 def check_window(window: Window, allowed: int) -> list[str]:

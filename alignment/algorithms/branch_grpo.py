@@ -44,7 +44,7 @@ from ..tally import Tally
 from ..training import Run
 from ..tree_advantages import backup, better_children, depth_advantages, depth_window, extremes, forest, membership
 from ..trees import Rows, TreeShape, edge_log_probs, sample_trees
-from ..windows import Window, check_window, plan_steps
+from ..windows import Window, check_noise, noise_range, plan_steps
 
 PRUNES = ("none", "parent_top1", "extreme", "depth")
 
@@ -74,34 +74,24 @@ class Config:
 def check(recipe: Recipe, processes: int = 1) -> list[str]:
     """Combinations that cannot learn, one line each."""
     config: Config = recipe.algorithm
-    num_steps, kernel, splits = recipe.sampler.steps, recipe.sampler.kernel, list(config.splits)
-    start, stop = recipe.sampler.window or (0, num_steps - 1)
-    prompts, wrong = config.prompts_per_iteration, []
+    num_steps, splits, prompts = recipe.sampler.steps, list(config.splits), config.prompts_per_iteration
+    start, stop = noise_range(recipe)
+    last = min(stop, num_steps - 1) - 1  # children need a step of their own
+    wrong = check_noise(recipe, config.window)
     if prompts < 1 or prompts % processes:
         wrong.append(f"algorithm.prompts_per_iteration: {prompts} cannot be dealt to {processes} processes")
     elif not 1 <= config.updates_per_rollout <= prompts // processes:
         wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..the trees of a process")
-    if kernel == "ode" or recipe.sampler.noise_level == 0:
-        wrong.append("sampler: a deterministic sampler has no policy gradient; set kernel and noise_level > 0")
     if not recipe.sampler.shared_noise:
         wrong.append("sampler.shared_noise: the leaves of a tree have one initial noise; set it to true")
     if recipe.sampler.tail is not None:
         wrong.append("sampler.tail: trees run every step; set it to null")
-    if recipe.model.dtype == "float16":
-        wrong.append("model.dtype: gradients of a mean over a latent's elements underflow in float16; use bfloat16")
     if not splits or splits != sorted(set(splits)):
         wrong.append(f"algorithm.splits: {splits} are not ascending steps; name one or more")
+    elif outside := [split for split in splits if not start <= split <= last]:
+        wrong.append(f"algorithm.splits: {outside} not in {start}..{last}: noisy (sampler.window), before the last")
     if config.branching < 2:
         wrong.append(f"algorithm.branching: {config.branching} leaves a tree nothing to compare; use 2 or more")
-    if not 0 <= start < stop <= num_steps:
-        wrong.append(f"sampler.window: [{start}, {stop}] holds no step of a rollout of {num_steps} (sampler.steps)")
-    else:
-        wrong += check_window(config.window, stop - start)
-        last = min(stop, num_steps - 1) - 1  # children need a step of their own
-        if outside := [split for split in splits if not start <= split <= last]:
-            wrong.append(f"algorithm.splits: {outside} not in {start}..{last}: noisy (sampler.window), before the last")
-        if stop == num_steps and kernel in ("cps", "ddim"):
-            wrong.append(f"sampler.window: kernel {kernel} adds no noise in the last step; end at {stop - 1}")
     if config.clip <= 0 or config.spread <= 0 or config.path_weight < 0:
         wrong.append("algorithm: clip and spread have to be above 0, path_weight 0 or more")
     return wrong or check_pruning(config, num_steps)

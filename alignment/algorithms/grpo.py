@@ -50,7 +50,7 @@ from ..objectives import clipped_surrogate, divergence_masked_surrogate, is_clip
 from ..samples import Plan, Samples, sample_groups
 from ..tally import Tally
 from ..training import Run
-from ..windows import Window, check_window, plan_steps
+from ..windows import Window, check_noise, noise_range, plan_steps
 
 OBJECTIVES = ("clip", "guard", "dppo")
 
@@ -72,25 +72,13 @@ class Config(GroupConfig):
 def check(recipe: Recipe, processes: int = 1) -> list[str]:
     """Combinations that cannot learn, one line each."""
     config: Config = recipe.algorithm
-    num_steps = recipe.sampler.steps
-    start, stop = recipe.sampler.window or (0, num_steps - 1)
-    wrong = check_groups(config, processes)
-    if recipe.sampler.kernel == "ode" or recipe.sampler.noise_level == 0:
-        wrong.append("sampler: a deterministic sampler has no policy gradient; set kernel and noise_level > 0")
-    if not 0 <= start < stop <= num_steps:
-        wrong.append(f"sampler.window: [{start}, {stop}] holds no step of a rollout of {num_steps} (sampler.steps)")
-    else:
-        wrong += check_window(config.window, stop - start)
-        noisy = config.window.size or stop - start
-        if config.trained_steps is not None and not 1 <= config.trained_steps <= noisy:
-            wrong.append(f"algorithm.trained_steps: {config.trained_steps} of {noisy} stochastic steps")
-        if stop == num_steps and recipe.sampler.kernel in ("cps", "ddim"):
-            kernel = recipe.sampler.kernel
-            wrong.append(f"sampler.window: kernel {kernel} adds no noise in the last step; end at {stop - 1}")
-        if recipe.sampler.tail is not None and not config.window.size and stop >= num_steps - 1:
-            wrong.append("sampler.tail: no steps follow the noise; set algorithm.window.size or sampler.window")
-    if recipe.model.dtype == "float16":
-        wrong.append("model.dtype: gradients of a mean over a latent's elements underflow in float16; use bfloat16")
+    start, stop = noise_range(recipe)
+    wrong = check_groups(config, processes) + check_noise(recipe, config.window)
+    noisy = config.window.size or stop - start
+    if config.trained_steps is not None and not 1 <= config.trained_steps <= noisy:
+        wrong.append(f"algorithm.trained_steps: {config.trained_steps} of {noisy} stochastic steps")
+    if recipe.sampler.tail is not None and not config.window.size and stop >= recipe.sampler.steps - 1:
+        wrong.append("sampler.tail: no steps follow the noise; set algorithm.window.size or sampler.window")
     if not 1 <= config.updates_per_rollout <= (config.keep or config.group_size):
         wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size (or keep)")
     if config.objective not in OBJECTIVES:
