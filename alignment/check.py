@@ -10,11 +10,12 @@ import math
 import shutil
 import struct
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .config import Recipe
-from .data import read_prompts
+from .data import Prompt, read_prompts
 from .errors import UserError
 from .lora import check_targets
 from .policy import DENOISERS
@@ -45,14 +46,14 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
     if recipe.evaluation.num_prompts < processes:
         raise UserError(f"evaluation.num_prompts: {recipe.evaluation.num_prompts} for {processes} processes")
     check_machine(recipe)
-    prompts = read_prompts(recipe.data.prompts)
-    evaluation_prompts(recipe)
+    prompts, held_out = read_prompts(recipe.data.prompts), evaluation_prompts(recipe)
     for name, reward in recipe.rewards.items():
         try:
             check_reward(reward.use, **reward.options)
         except RewardError as error:
             raise UserError(f"rewards.{name}: {error}") from error
     pipeline = check_pipeline(recipe)
+    check_images(pipeline, prompts, held_out)
     notes = [f"{len(prompts)} prompts, pipeline {pipeline.__name__}"]
     return notes + memory_estimate(recipe)
 
@@ -85,6 +86,8 @@ def check_pipeline(recipe: Recipe) -> type:
     if not (inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline)):
         near = difflib.get_close_matches(str(name), [n for n in dir(diffusers) if n.endswith("Pipeline")], 1)
         raise UserError(f"model.pipeline: diffusers has no {name!r}{'; did you mean ' + near[0] + '?' if near else ''}")
+    if "image" in recipe.call:
+        raise UserError('call.image: an image belongs to a prompt; name it in a column "image" of data.prompts')
     if cls is not diffusers.DiffusionPipeline:
         known = [p for p in inspect.signature(cls.__call__).parameters if p != "self"]
         for key in recipe.call:
@@ -95,6 +98,25 @@ def check_pipeline(recipe: Recipe) -> type:
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
                 raise UserError(f"call.{key}: {cls.__name__} takes no such argument; {hint}")
     return cls
+
+
+def check_images(pipeline: type, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    """The prompts have images where the pipeline starts from one, and none where it takes none.
+
+    Raises: UserError that names the first prompt that has to change. Nothing can be said of an unknown class.
+    """
+    parameters = inspect.signature(pipeline.__call__).parameters
+    name, takes = pipeline.__name__, "image" in parameters
+    if name == "DiffusionPipeline":
+        return
+    # Elsewhere text alone will do: pipelines of many uses, editors of images.
+    needs = takes and (parameters["image"].default is inspect.Parameter.empty or "ImageToVideo" in name)
+    for key, some in (("data.prompts", prompts), ("evaluation.prompts", held_out)):
+        for prompt in some:
+            if needs and prompt.image is None:
+                raise UserError(f'{key}: {name} starts from an image, {prompt.text!r} has none; add a column "image"')
+            if prompt.image is not None and not takes:
+                raise UserError(f'{key}: {name} takes no image, {prompt.text!r} has one; rename the column "image"')
 
 
 def looks_local(path: str) -> bool:

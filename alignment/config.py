@@ -70,7 +70,7 @@ class RewardConfig:
 
 @dataclass
 class DataConfig:
-    prompts: str = MISSING  # .txt, one prompt a line; .jsonl or .csv with a "prompt" column
+    prompts: str = MISSING  # .txt, one prompt a line; .jsonl or .csv with a column "prompt", and "image" (a file)
     shuffle: bool = True
 
 

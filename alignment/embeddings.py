@@ -4,8 +4,9 @@ What `encode_prompt` returns differs from pipeline to pipeline (masks, pooled ve
 that method itself and knows nothing about its results but which of them have a row for each prompt. One file a prompt,
 keyed by content, encoders and settings, memory-mapped.
 
-Each prompt is encoded on its own, so that its embedding does not depend on its batch. Left to the pipeline are calls
-that a key cannot describe (images) and batches of prompts whose embeddings differ in length.
+Each prompt is encoded on its own, so that its embedding does not depend on its batch. Images that go with prompts, one
+each, are part of the key by their pixels. Left to the pipeline are calls that a key cannot describe (an image for all,
+tensors) and batches of prompts whose embeddings differ in length.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 import transformers
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -48,6 +50,7 @@ class EmbeddingCache:
         self.settings: dict[str, dict[str, Any]] = {}  # the settings that the pipeline has asked for so far
         self.rows: dict[str, tuple[bool, ...]] = {}  # settings -> which results have a row for each prompt
         self.cacheable = True
+        self.with_images = False  # some embeddings depend on an image, too
         folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod
@@ -64,20 +67,22 @@ class EmbeddingCache:
         prompts = call.pop("prompt", None)
         if prompts is None:
             return self._run(args, kwargs)
-        self.cacheable &= _is_plain({name: value for name, value in call.items() if name != "device"})
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        lists = {k: v for k, v in call.items() if ("prompt" in k or _is_images(v)) and _is_list(v, len(prompts))}
+        shared = {k: v for k, v in call.items() if k not in lists}
+        texts = {k: v for k, v in lists.items() if not _is_images(v)}
+        self.with_images |= len(texts) < len(lists)
+        self.cacheable &= _is_plain({k: v for k, v in (shared | texts).items() if k != "device"})
         if not self.cacheable:
             return self._run(args, kwargs)
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        lists = {k: v for k, v in call.items() if "prompt" in k and isinstance(v, list) and len(v) == len(prompts)}
-        shared = {k: v for k, v in call.items() if k not in lists}
         self.settings[_named(shared)] = shared
         rows = [{**{k: v[i] for k, v in lists.items()}, "prompt": prompts[i]} for i in range(len(prompts))]
         try:
-            found = {repr(row): self._entry(row, shared) for row in {repr(row): row for row in rows}.values()}
+            found = {key: self._entry(row, shared) for key, row in {_named(row): row for row in rows}.items()}
         except NotTensorsError:
             self.cacheable = False
             return self._run(args, kwargs)
-        entries = [found[repr(row)] for row in rows]
+        entries = [found[_named(row)] for row in rows]
         if not _same_shapes(entries):
             return self._run(args, kwargs)
         device = torch.device(shared.get("device") or self.pipe._execution_device)
@@ -91,7 +96,7 @@ class EmbeddingCache:
 
         Returns: whether any batch of them can now be served without the encoders.
         """
-        if not self.cacheable or not self.settings:
+        if not self.cacheable or self.with_images or not self.settings:
             return False
         every = [
             [self._entry({"prompt": prompt}, shared) for prompt in dict.fromkeys(prompts)]
@@ -112,7 +117,7 @@ class EmbeddingCache:
 
     def _entry(self, row: dict[str, Any], shared: dict[str, Any]) -> Entry:
         """The results for one prompt, from disk or from the encoders."""
-        content = repr((self.encoders, _named(shared), sorted(row.items())))
+        content = repr((self.encoders, _named(shared), _named(row)))
         path = self.folder / f"{hashlib.sha256(content.encode()).hexdigest()[:40]}.safetensors"
         entry = _read(path)
         if entry is None:
@@ -148,8 +153,23 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
-def _named(shared: dict[str, Any]) -> str:
-    return repr(sorted((name, value) for name, value in shared.items() if name != "device"))
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
+
+
+def _is_images(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, Image.Image) for v in value)
+
+
+def _named(values: dict[str, Any]) -> str:
+    """The values in words; of an image its size and a digest of its pixels."""
+
+    def described(value: Any) -> Any:
+        if isinstance(value, Image.Image):
+            return (value.mode, value.size, hashlib.sha256(value.tobytes()).hexdigest())
+        return value
+
+    return repr(sorted((name, described(value)) for name, value in values.items() if name != "device"))
 
 
 def _same_shapes(entries: list[Entry]) -> bool:
@@ -159,7 +179,7 @@ def _same_shapes(entries: list[Entry]) -> bool:
 
 
 def _fingerprint(pipe: Any) -> str:
-    """A digest of the text encoders' weights (sampled), of the tokenizers' vocabularies and of the code's version."""
+    """A digest of text encoders' weights (sampled), tokenizers' vocabularies, image processors and code versions."""
     versions = (type(pipe).__name__, diffusers.__version__, transformers.__version__)
     digest = hashlib.sha256(repr(versions).encode())
     for name, part in sorted(pipe.components.items()):
@@ -170,6 +190,8 @@ def _fingerprint(pipe: Any) -> str:
                 digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode() + sample.tobytes())
         elif name.startswith("tokenizer") and part is not None:
             digest.update(repr((sorted(part.get_vocab().items()), getattr(part, "model_max_length", None))).encode())
+        elif name.endswith("processor") and hasattr(part, "to_json_string"):
+            digest.update(part.to_json_string().encode())
     return digest.hexdigest()
 
 

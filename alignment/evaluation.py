@@ -19,10 +19,11 @@ from torch import Tensor
 
 from samplers import seed_for
 
-from .data import Prompt
+from .data import Prompt, by_image, conditions
 from .files import replacing_folder
 from .gains import first_and_last, number, paired
 from .metrics import number_or_null
+from .samples import chunks
 from .scoring import Readings, as_matrix, joined
 
 if TYPE_CHECKING:
@@ -99,21 +100,21 @@ def _own_part(run: Run, tasks: list[tuple[Prompt, int]], rivals: Tensor | None) 
     """
     config, processes = run.recipe.evaluation, run.processes
     size = config.batch or run.recipe.batch.rollout or len(tasks)
-    parts, kept = [], []
-    for start in range(0, len(tasks), size):
-        prompts, seeds = zip(*tasks[start : start + size], strict=True)
-        videos = run.policy.generate([p.text for p in prompts], seeds, config.steps, config.trained_share)
+    parts, order, kept = [], [], {}
+    for rows in (part for alike in by_image([prompt for prompt, _ in tasks]) for part in chunks(alike, size)):
+        prompts, seeds = zip(*(tasks[i] for i in rows), strict=True)
+        texts = [prompt.text for prompt in prompts]
+        videos = run.policy.generate(texts, seeds, config.steps, config.trained_share, **conditions(prompts))
         shown = as_bytes(videos)
-        duels = (
-            from_bytes(shown),
-            from_bytes(shown if rivals is None else rivals[start : start + size].to(videos.device)),
-        )
-        parts.append(run.scorer(videos, prompts, range(start, start + len(prompts)), duels))
+        duels = from_bytes(shown), from_bytes(shown if rivals is None else rivals[rows].to(videos.device))
+        parts.append(run.scorer(videos, prompts, rows, duels))
+        order += rows
         # Prompt i of process r is prompt i * count + r of all.
         limit = len(tasks) * processes.count if run.scorer.compares and rivals is None else config.videos
-        first = [(start + i) * processes.count + processes.rank < limit for i in range(len(prompts))]
-        kept += [film for film, wanted in zip(shown, first, strict=True) if wanted]
-    return joined(parts), torch.stack(kept) if kept else shown[:0]
+        kept |= {i: film for i, film in zip(rows, shown, strict=True) if i * processes.count + processes.rank < limit}
+    places = torch.tensor(order).argsort()
+    readings = Readings(*({name: v[places.to(v.device)] for name, v in part.items()} for part in joined(parts)))
+    return readings, torch.stack([kept[i] for i in sorted(kept)]) if kept else shown[:0]
 
 
 def as_bytes(video: Tensor) -> Tensor:

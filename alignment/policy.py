@@ -39,6 +39,7 @@ class Policy:
         parameters: name -> trained parameter (float32), the same order in every process.
         evaluations: rows that the denoisers have processed so far (function evaluations).
         decode_seconds: time spent in the VAE so far.
+        image_each: the pipeline wants an image for each sample, not one for all (the self-check finds out).
     """
 
     def __init__(self, pipe: Any, model: ModelConfig, sampler: SamplerConfig, call: dict[str, Any], device: Any):
@@ -49,6 +50,7 @@ class Policy:
         self.evaluations, self.decode_seconds = 0, 0.0
         self.stock = _shifted(pipe.scheduler, sampler.shift)
         self.embeddings: EmbeddingCache | None = None
+        self.image_each = False
         self.denoisers = _denoisers(pipe)
         _freeze(pipe)
         self.parameters = add_lora(self.denoisers, model.lora) if model.trained == "lora" else self._train_everything()
@@ -112,7 +114,7 @@ class Policy:
             call: arguments of the pipeline, and the `segment` of samplers.rollout.
         """
         with self._running(self.scheduler):
-            call = {**self.call, "output_type": "pt", **call, "prompt": prompts}
+            call = self._arguments(prompts, {"output_type": "pt", **call})
             return rollout(self.pipe, record, latent_seeds, noise_seeds, stochastic, visit, **call)
 
     def replay(
@@ -121,7 +123,7 @@ class Policy:
         """Run the recorded steps again; `visit` sees each with its graph (see samplers.replay)."""
         trajectory = moved(trajectory, self.device)
         with self._running(self.scheduler):
-            replay(self.pipe, trajectory, visit, **{**self.call, **call, "prompt": prompts, "generator": None})
+            replay(self.pipe, trajectory, visit, **self._arguments(prompts, {**call, "generator": None}))
 
     def generate(
         self,
@@ -137,11 +139,18 @@ class Policy:
             trained_share: of the steps, in [0, 1] and rounded up; the others, which are the last, are the reference's
                 (MixGRPO's hybrid inference, arXiv 2507.21802, which found that it keeps the reward and hacks it less).
         """
-        call = {**self.call, "output_type": "pt", **call, "prompt": prompts, "generator": generators(seeds)}
+        call = self._arguments(prompts, {"output_type": "pt", **call, "generator": generators(seeds)})
         if steps is not None:
             call["num_inference_steps"] = steps
         with torch.no_grad(), self._running(self.stock), self._handing_over(trained_share):
             return as_videos(self.pipe(**call)[0])
+
+    def _arguments(self, prompts: list[str], call: dict[str, Any]) -> dict[str, Any]:
+        """The recipe's arguments of the pipeline, and those of one call."""
+        call = {**self.call, **call, "prompt": prompts}
+        if self.image_each and "image" in call:
+            call["image"] = [call["image"]] * len(prompts)
+        return call
 
     @contextlib.contextmanager
     def _handing_over(self, trained_share: float) -> Iterator[None]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from .config import Recipe
+    from .data import Prompt
     from .distributed import Processes
     from .policy import Policy
     from .training import Run
@@ -69,7 +70,7 @@ def run(path: str, overrides: list[str], check_only: bool = False, resume: bool 
 
 def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
     """A run that is ready to train: policy loaded and self-checked, prompts embedded, state restored."""
-    from .check import check_disk
+    from .check import check_disk, check_images
     from .policy import load_policy
     from .scoring import Scorer
     from .training import Run
@@ -81,8 +82,9 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
     if _algorithm(recipe).needs_reference(recipe.algorithm) or recipe.evaluation.trained_share < 1:
         policy.keep_reference()
     session = Run(recipe, policy, scorer, processes)
+    check_images(type(policy.pipe), session.stream.prompts, session.evaluation_prompts)
     policy.cache_embeddings(Path(recipe.model.embeddings or recipe.folder / "embeddings"))
-    _try_out(policy, session.stream.prompts[0].text)
+    _try_out(policy, session.stream.prompts[0])
     if recipe.model.drop_encoders:
         policy.release_encoders([p.text for p in [*session.stream.prompts, *session.evaluation_prompts]])
     if resume and not session.resume():
@@ -123,13 +125,14 @@ def train(session: Run) -> None:
     _report(session)
 
 
-def _try_out(policy: Policy, prompt: str) -> None:
+def _try_out(policy: Policy, prompt: Prompt) -> None:
     """The self-check, which is also the first time that the pipeline runs with the recipe's arguments."""
+    from .data import conditions
     from .self_check import self_check
 
     try:
-        self_check(policy, prompt)
-    except (ValueError, TypeError, RuntimeError) as error:
+        self_check(policy, prompt.text, **conditions([prompt]))
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
         if reason := _explained(error):
             raise UserError(reason) from error
         given = ", ".join(f"{key}={value}" for key, value in policy.call.items())

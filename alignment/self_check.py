@@ -8,10 +8,11 @@ and turns what would be a wrong gradient into one line.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from samplers import Moment, Recorded
+from samplers import Moment, Recorded, Trajectory
 from samplers.transitions import log_prob, log_ratio
 
 from .errors import UserError
@@ -21,8 +22,13 @@ STEPS = 4
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}  # of |log-ratio|
 
 
-def self_check(policy: Policy, prompt: str) -> None:
-    """Raises: UserError where the pipeline's loop cannot be replayed through its scheduler."""
+def self_check(policy: Policy, prompt: str, **call: Any) -> None:
+    """Run the check on two samples of a prompt.
+
+    Args:
+        call: what the prompt brings with it, as an image.
+    Raises: UserError where the pipeline's loop cannot be replayed through its scheduler.
+    """
     name = type(policy.pipe).__name__
     prompts, found = [prompt, prompt], []
 
@@ -33,9 +39,8 @@ def self_check(policy: Policy, prompt: str) -> None:
         if moment.output.requires_grad:
             log_prob(recorded.x_next, moment.mean, std).sum().backward()
 
-    short = {"num_inference_steps": STEPS, "output_type": "latent"}
-    noisy = range(STEPS - 1)
-    trajectory = policy.rollout(prompts, [0, 1], [2, 3], noisy, stochastic=noisy, **short).trajectory
+    short = {"num_inference_steps": STEPS, "output_type": "latent", **call}
+    trajectory = _rollout(policy, prompts, short)
     if [step.index for step in trajectory.steps] != [0, 1, 2]:
         raise UserError(f"model: {name} does not call its scheduler once a step; it cannot be aligned")
     policy.replay(replace(trajectory, steps=trajectory.steps[1:]), prompts, visit, **short)
@@ -49,3 +54,25 @@ def self_check(policy: Policy, prompt: str) -> None:
         p.grad = None
     if not reached:
         raise UserError(f"model: no gradient reaches the trained weights of {name}")
+
+
+def _rollout(policy: Policy, prompts: list[str], call: dict[str, Any]) -> Trajectory:
+    """A rollout with noise in all steps but the last; finds out how the pipeline wants the image, if there is one.
+
+    Of two samples with one image Wan's pipelines take it once, those of LTX, HunyuanVideo and CogVideoX twice.
+    """
+    noisy = range(STEPS - 1)
+
+    def run() -> Trajectory:
+        return policy.rollout(prompts, [0, 1], [2, 3], noisy, stochastic=noisy, **call).trajectory
+
+    try:
+        return run()
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        if "image" not in call:
+            raise
+        policy.image_each = True
+        try:
+            return run()
+        except (ValueError, TypeError, IndexError, RuntimeError):
+            raise error from None

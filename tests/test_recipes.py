@@ -1,4 +1,4 @@
-"""Every recipe is valid, says what it needs, and runs: the tiny ones as they are, Wan's on random weights."""
+"""Every recipe is valid, says what it needs, and runs: the tiny ones as they are, some large ones on random weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
+from alignment.checkpoint import checkpoints, load_state
 from alignment.config import known_algorithms, load_recipe
 from alignment.gains import compare, decompose
 from alignment.metrics import read_metrics
 from alignment.run import main
-from tests.pipelines import wan
+from tests.pipelines import FAMILIES, wan
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -105,3 +106,31 @@ def test_wan_recipe_on_random_weights(name: str, tmp_path: Path) -> None:
     assert len(rows) == 2
     assert all(row.get("ratio/first_deviation", 0) < 1e-4 for row in rows)
     assert rows[-1]["drift/weights"] > 0
+
+
+HUNYUAN = ["call.prompt_template={template: '{}', crop_start: 0}", "call.max_sequence_length=32", "algorithm.keep=2"]
+HUNYUAN += [f"rewards.video_reward.options.{key}" for key in ("path=examples/tiny_world/video_reward", "template=null")]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "sizes", "trained"),
+    [
+        ("wan_i2v_grpo", "wan_image_to_video", [], 1),
+        ("hunyuan_grpo", "hunyuan_video", ["sampler.steps=6", "algorithm.trained_steps=2", *HUNYUAN], 2),
+    ],
+)
+def test_large_recipe_on_random_weights(name: str, family: str, sizes: list[str], trained: int, tmp_path: Path) -> None:
+    """The model's own classes; the weights' place and the sizes differ, the precision is the recipe's."""
+    FAMILIES[family]()[0].save_pretrained(tmp_path / "base")
+    clip = [f"rewards.clip.options.{key}" for key in ("model=null", "pretrained=null", "path=examples/tiny_world/clip")]
+    sizes = [*clip, *sizes, "call.height=32", "call.width=32", "call.num_frames=5", "model.lora.rank=4"]
+    fewer = ["iterations=2", "algorithm.prompts_per_iteration=2", "algorithm.group_size=4", "evaluation.num_prompts=3"]
+    place = [f"model.path={tmp_path / 'base'}", f"output={tmp_path / 'run'}", "model.device=cpu", "evaluation.steps=3"]
+    assert main([f"recipes/{name}.yaml", *place, *sizes, *fewer]) == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) == 2
+    assert all(row["ratio/first_deviation"] < 1e-3 for row in rows)  # the self-check's bound for bfloat16
+    assert rows[-1]["drift/weights"] > 0
+    assert len(list((tmp_path / "run" / "samples").glob("*/*.mp4"))) == 6
+    updates = load_state(checkpoints(tmp_path / "run" / "checkpoints")[-1]).updates
+    assert updates == 2 * trained
