@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SIGNIFICANT_Z = 2.0  # a change of fewer standard errors is not called a change
+ROUNDING = 1e-6  # a smaller change, relative to the values, is float32 arithmetic, however regular it is
 RESAMPLES = 2000  # of the prompts, for an interval
 INSIDE = 5  # dimensions of a reward that the summary names
 ZERO_REWARD = 1e-9  # an invalid clip whose reward is below this scores 0, and the split of a gain is exact
@@ -30,7 +31,7 @@ class Paired(NamedTuple):
     after: float
     change: float
     stderr: float  # of the change, over prompts
-    z: float  # change / stderr
+    z: float  # change / stderr; 0 where the change is rounding
     num: int  # pairs without a missing value
     low: float  # 95 % interval of the change, see `interval`
     high: float
@@ -74,9 +75,11 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> Pai
     stderr = math.nan
     if num > 1:
         stderr = math.sqrt(math.fsum((c - change) ** 2 for c in changes) / (num - 1) / num)
-    z = change / stderr if stderr else math.copysign(math.inf, change) if change else 0.0
-    low, high = interval(changes)
-    return Paired(mean([b for b, _ in pairs]), mean([a for _, a in pairs]), change, stderr, z, num, low, high)
+    old, new = mean([b for b, _ in pairs]), mean([a for _, a in pairs])
+    z = change / stderr if stderr else math.copysign(math.inf, change)
+    if abs(change) <= ROUNDING * max(abs(old), abs(new)):
+        z = 0.0
+    return Paired(old, new, change, stderr, z, num, *interval(changes))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -41,6 +41,8 @@ def test_paired_edges():
     assert paired([1, 2], [1, 2])[2:] == (0, 0, 0, 2, 0, 0)
     assert paired([1, 2], [2, 3]).z == math.inf
     assert paired([2, 3], [1, 2]).z == -math.inf
+    assert paired([1, 2], [1 + 5e-7, 2 + 6e-7]).z == 0  # rounding has no spread
+    assert paired([1, 2], [1 - 3e-6, 2 - 3e-6]).z < -1e3
     single, none = paired([1], [2]), paired([None], [1])
     assert single.change == 1
     assert math.isnan(single.stderr)
