@@ -8,8 +8,8 @@ at the best held-out score on its way, and with the base model taking the last s
 minutes on one core. Needs the repository: it reads recipes/ and examples/tiny_world.
 
 Result (one seed, 96 held-out prompts): speed alone doubles, and 55 % of the sprites are lost. With KL, or stopped at
-the peak of the held-out match, it rises by a quarter and no sprite is lost. With the base model in the last four of eight
-steps it rises by half, and none is lost; with the base model in the last step alone, half of them are.
+the peak of the held-out match, it rises by a quarter and no sprite is lost. With the base model in the last four of
+eight steps it rises by half, and none is lost; with the base model in the last step alone, half of them are.
 """
 
 import argparse
@@ -96,10 +96,8 @@ def main(out, settings):
     print("\n3. The first run's weights with guard three: the base model takes over after a share of the steps.")
     for share in SHARES:
         with_the_base_model(run, share, out / f"share_{share}")
-    print(
-        "\n4. Guard four, an early stop where a held-out reward was best. (`evaluation.patience` stops by itself, at the"
-    )
-    print("peak of the trained reward: too late for a hacked one.)")
+    print("\n4. Guard four, an early stop where a held-out reward was best. (`evaluation.patience` stops by itself, at")
+    print("the peak of the trained reward: too late for a hacked one.)")
 
     on_the_way, with_kl = evaluations(out / "plain"), evaluations(out / "kl")
     last, peak = max(on_the_way), max(on_the_way, key=lambda iteration: on_the_way[iteration]["match"])
