@@ -149,13 +149,13 @@ def test_old_policy_draws_the_samples_and_never_learns(run):
     assert all(torch.equal(t, before[n]) and not t.requires_grad for n, t in run.snapshot("old").items())
 
 
-@pytest.mark.parametrize(("decay", "etas"), [(1, [0.002, 0.004, 0.006]), (2, [0, 0, 0])])
+@pytest.mark.parametrize(("decay", "etas"), [(1, [0.002, 0.004]), (2, [0, 0])])
 def test_old_policy_follows_the_schedule(tmp_path, decay, etas):
     """Once an iteration, by the number of updates so far: two in each."""
     config = Config(prompts_per_iteration=2, group_size=GROUP, updates_per_rollout=2, decay=decay, trained_steps=1)
     run = ode_run(tmp_path, config)
     expected = {n: p.detach().clone() for n, p in run.policy.parameters.items()}
-    run.recipe.iterations = 3
+    run.evaluate = lambda iteration: {}
     run.open()
     iterations = run.iterations
 
@@ -170,7 +170,7 @@ def test_old_policy_follows_the_schedule(tmp_path, decay, etas):
     nft.train(run)
     rows = metrics(run)
     assert [row["old/decay"] for row in rows] == pytest.approx(etas)
-    assert run.updates == 6
+    assert run.updates == 4
     assert all(row["drift/old"] > 0 for row in rows)  # the second update is off the old policy
 
 
@@ -231,7 +231,7 @@ def test_impossible_combinations_are_refused(sections, named):
     assert lines == [] if named is None else [line.startswith(named) for line in lines] == [True]
 
 
-def learns(folder, algorithm, config, weight=1.0, iterations=12):
+def learns(folder, algorithm, config, weight=1.0, iterations=7):
     """Mean brightness, wanted or unwanted, rises by many times its spread, on held-out noise too."""
     lora = LoRAConfig(rank=8, alpha=16, targets=["to_v", "to_out.0", "proj_out"])
     policy = make_policy(
