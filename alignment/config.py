@@ -101,6 +101,7 @@ class EvaluationConfig:
     prompts: str | None = None  # held-out prompts; None: those of data.prompts
     num_prompts: int = 64
     every: int = 0  # iterations between evaluations; 0: before and after only
+    watch: str = "mean"  # the reward whose held-out peak counts: a name, or mean for the weighted sum of the trained
     patience: int = 0  # evaluations without a new best that end the run; saved are then the best weights; 0: never
     steps: int | None = None  # denoising steps, with the pipeline's own scheduler; None: those of the sampler
     trained_share: float = 1.0  # of these steps, the first ones; the base model takes the rest: a guard against hacking
@@ -289,6 +290,9 @@ def _check_values(recipe: Recipe, where: str) -> None:
                 raise UserError(f"{where}: {key}: {value(key)} is not {what}")
     if recipe.sampler.window is not None and len(recipe.sampler.window) != 2:
         raise UserError(f"{where}: sampler.window: {recipe.sampler.window} is not [start, stop]")
+    if recipe.evaluation.watch not in ("mean", *recipe.rewards):
+        near = _nearest(recipe.evaluation.watch, ["mean", *recipe.rewards])
+        raise UserError(f"{where}: evaluation.watch: {recipe.evaluation.watch!r} is no reward of this recipe; {near}")
     if recipe.evaluation.patience and not recipe.evaluation.every:
         raise UserError(f"{where}: evaluation.patience: no evaluation on the way; set evaluation.every above 0")
     if not recipe.model.lora.targets:

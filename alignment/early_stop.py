@@ -27,7 +27,7 @@ class Peak(NamedTuple):
 
 
 def watch(run: Run, iteration: int, reward: float) -> None:
-    """Take in the trained rewards' mean of an evaluation of the weights in use, and keep these if it is the best.
+    """Take in the watched reward's mean of an evaluation of the weights in use, and keep these if it is the best.
 
     An evaluation that a resumed run repeats counts once.
     """

@@ -57,6 +57,7 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
             "values": {name: [number_or_null(v) for v in c] for name, c in values.items()},
             "trained": run.scorer.weights,
             "held_out": run.recipe.held_out_rewards,
+            "watched": config.watch,
             "videos": [f"{i:02d}.mp4" for i in range(min(config.videos, len(films)))],
         }
         with replacing_folder(folder) as new:

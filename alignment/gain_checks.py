@@ -133,7 +133,8 @@ def _peak(evaluations: Sequence[Evaluation], config: Config) -> Iterator[Finding
     if best and value_of(config, "patience"):
         text = f"Of {len(evaluations)} evaluations that of iteration {best[0]} was the best; its weights are saved."
         yield Finding("good", "The weights of the peak are kept", text)
-    for name in ["mean", *last.get("held_out", [])]:
+    watched = last.get("watched", "mean")
+    for name in dict.fromkeys(["mean", *last.get("held_out", []), watched]):
         key = f"reward/{name}"
         since = [
             (evaluation.get("iteration"), paired(evaluation["values"][key], last["values"][key]))
@@ -143,12 +144,13 @@ def _peak(evaluations: Sequence[Evaluation], config: Config) -> Iterator[Finding
         if since and (worst := min(since, key=lambda row: row[1].change))[1].z <= -SIGNIFICANT_Z:
             what = "the trained reward" if name == "mean" else name
             text = f"Since iteration {worst[0]} {what} changed by {change_words(worst[1])}. "
-            if name == "mean" and value_of(config, "patience"):
+            if name == watched and value_of(config, "patience"):
                 yield Finding("note", "Past the peak", text + "The weights that were saved are those of the peak.")
             else:
+                patience = setting(config, "patience", default="`evaluation.patience`")
                 text += (
-                    f"Set {setting(config, 'patience', default='`evaluation.patience`')}, so that a run ends at the "
-                    "peak of the trained reward and keeps its weights, or train fewer iterations."
+                    f"Set {patience} and `evaluation.watch={name}`, so that a run ends at the peak and keeps its "
+                    "weights, or train fewer iterations."
                 )
                 title = "Past the peak" if name == "mean" else f"Past the peak of {name}"
                 yield Finding("warning", title, text)

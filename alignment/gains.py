@@ -202,8 +202,10 @@ def change_words(change: Paired) -> str:
 
 
 def peak(evaluations: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """Iteration and mean of the evaluation with the best trained reward, the first of equals; None without any."""
-    means = [(e["iteration"], mean([v for v in e["values"].get("reward/mean", []) if finite(v)])) for e in evaluations]
+    """Iteration and mean of the evaluation with the best watched reward, the first of equals; None without any."""
+    keys = [f"reward/{e.get('watched', 'mean')}" for e in evaluations]
+    columns = [[v for v in e["values"].get(key, []) if finite(v)] for e, key in zip(evaluations, keys, strict=True)]
+    means = [(e["iteration"], mean(column)) for e, column in zip(evaluations, columns, strict=True)]
     return max((pair for pair in means if finite(pair[1])), key=lambda pair: pair[1], default=None)
 
 

@@ -261,7 +261,7 @@ class Run:
         with self._averaged():
             found = evaluate(self, iteration)
             if self.recipe.evaluation.patience:
-                watch(self, iteration, found["eval/reward/mean"])
+                watch(self, iteration, found[f"eval/reward/{self.recipe.evaluation.watch}"])
         self.display.say(f"evaluation at iteration {iteration}: {evaluation_words(found)}")
         return found
 

@@ -91,7 +91,8 @@ def _reward_chart(metrics: Metrics, evaluations: Evaluations, name: str, title: 
     spread = dict(series(metrics, "reward/std")) if name == "mean" else {}
     around = [(x, y, spread[x]) for x, y in training if x in spread]
     band = Band([(x, y - s) for x, y, s in around], [(x, y + s) for x, y, s in around]) if around else None
-    best = peak(evaluations) if name == "mean" and len(evaluations) > 2 else None
+    watched = len(evaluations) > 2 and name == evaluations[-1].get("watched", "mean")
+    best = peak(evaluations) if watched else None
     return line_chart(title, lines, band=band, note=note, peak=best)
 
 

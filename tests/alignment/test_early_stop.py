@@ -97,6 +97,17 @@ def test_the_average_is_what_is_kept(command, scripted):
     assert same(saved(stopped.folder), saved(until_4.folder))
 
 
+def test_a_held_out_reward_can_be_watched(command, scripted):
+    """The trained reward is another; the peak is that of the one named, in the report, too."""
+    held_out = ["rewards.bright.weight=0", "rewards.contrast.weight=1", "evaluation.watch=bright"]
+    outcome = command(*scripted(PEAK_AT_4, "evaluation.patience=2", *held_out))
+    assert "saved are the weights of iteration 4, of the best held-out reward: 3.00" in outcome.out
+    assert "peak at iteration 4: 3.00" in (outcome.folder / "report.html").read_text()
+    refused = command("evaluation.watch=brigth", "output=elsewhere")
+    assert refused.code == 2
+    assert "evaluation.watch: 'brigth' is no reward of this recipe; did you mean bright?" in refused.only_line()
+
+
 def test_without_patience_a_run_goes_on_and_saves_its_last_weights(command, scripted):
     script = [1.0, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     outcome = command(*scripted(script, "iterations=6"))
