@@ -96,8 +96,10 @@ def main(out, settings):
     print("\n3. The first run's weights with guard three: the base model takes over after a share of the steps.")
     for share in SHARES:
         with_the_base_model(run, share, out / f"share_{share}")
-    print("\n4. Guard four, an early stop where a held-out reward was best. (`evaluation.patience` stops by itself, at")
-    print("the peak of the trained reward: too late for a hacked one.)")
+    print(
+        "\n4. Guard four, an early stop where a held-out reward was best: what `evaluation.watch=match` does with some"
+    )
+    print("`evaluation.patience`. The trained reward itself still rises when all is lost.")
 
     on_the_way, with_kl = evaluations(out / "plain"), evaluations(out / "kl")
     last, peak = max(on_the_way), max(on_the_way, key=lambda iteration: on_the_way[iteration]["match"])
