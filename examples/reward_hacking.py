@@ -99,7 +99,7 @@ def main(out, settings):
     print(
         "\n4. Guard four, an early stop where a held-out reward was best: what `evaluation.watch=match` does with some"
     )
-    print("`evaluation.patience`. The trained reward itself still rises when all is lost.")
+    print("`evaluation.patience` does so. The trained reward itself still rises when all is lost.")
 
     on_the_way, with_kl = evaluations(out / "plain"), evaluations(out / "kl")
     last, peak = max(on_the_way), max(on_the_way, key=lambda iteration: on_the_way[iteration]["match"])
