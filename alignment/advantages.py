@@ -252,9 +252,9 @@ def best_and_worst(scores: Tensor, groups: Tensor, keep: int) -> Tensor:
 def spread_share(rewards: Tensor, groups: Tensor) -> float:
     """Share of the rewards' variance that lies within groups, over valid rewards; NaN where they do not vary.
 
-    In 0..1. Near 0 the samples of a prompt are all alike to the reward: there is nothing to learn from, and more
-    noise or other initial noises for the members of a group may help. Where the prompt makes no difference, the
-    expected share is about 1 - 1 / group size.
+    In 0..1. Near 0 the samples of a prompt are nearly alike to the reward, whose own noise may then decide which of
+    them wins, and more noise in the steps may help. Where the prompt makes no difference, the expected share is about
+    1 - 1 / group size.
 
     Args:
         rewards: (N,) float, NaN where invalid.

@@ -162,15 +162,17 @@ def _exploration(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Findin
 
 
 def _more_exploration(config: Mapping[str, Any]) -> list[str]:
-    """What makes the samples of a prompt differ more to the reward, as far as the recipe allows it."""
+    """What makes the samples of a prompt differ more to the reward.
+
+    Not other initial noises: the samples differ then, but not by what the steps did, and training goes astray. On the
+    tiny world at noise 0.05 nine iterations gained 0.145 with one initial noise a group and lost 0.026 with several.
+    """
     found = ["use a finer reward"]
     if value_of(config, "kernel") != "ode":
         found.append(f"raise {setting(config, 'noise_level', default='the noise level')}")
         window = "window.size" if value_of(config, "window.size") else "sampler.window"
         if value_of(config, window) is not None:
-            found.append(f"let more steps add noise, now {setting(config, window, default='')}")
-    if value_of(config, "shared_noise") and value_of(config, "splits") is None:  # the leaves of a tree have to share it
-        found.append(f"set {setting(config, 'shared_noise', default='')} to false")
+            found.append(f"let more steps add noise: {setting(config, window, default='')}")
     return found
 
 
