@@ -59,7 +59,8 @@ def test_tiny_recipe_runs(path: Path, tmp_path: Path) -> None:
     assert main([str(path), *small, f"output={tmp_path / 'run'}"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == [1, 2]
-    assert all(row.get("ratio/first_deviation", 0) == 0 for row in rows)
+    # Another number of rows rounds otherwise: exactly 0 where a replay holds those of its rollout.
+    assert all(row.get("ratio/first_deviation", 0) < 1e-6 for row in rows)
     for name in ("config.yaml", "report.html", "lora/pytorch_lora_weights.safetensors", "samples/000002/00.mp4"):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
