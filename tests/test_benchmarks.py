@@ -80,7 +80,7 @@ def test_branches_cost_what_their_rows_say(monkeypatch: pytest.MonkeyPatch) -> N
     """The tree of the paper: 203 rows in the rollout, for Mix 19 parents in the update."""
     some = {name: branch_cost.SETTINGS[name] for name in ("DanceGRPO", "BranchGRPO-Mix")}
     monkeypatch.setattr(branch_cost, "SETTINGS", some)
-    result = branch_cost.compare(1)
+    result = branch_cost.compare(1, ["algorithm.prompts_per_iteration=1"])
     dance, mix = (result["settings"][name] for name in some)
     assert (dance["evaluations, rollout"], dance["evaluations, update"]) == (320, 304)
     assert (mix["evaluations, rollout"], mix["evaluations, update"]) == (203, 19)
