@@ -8,7 +8,7 @@ matched with the sample. The old policy follows the trained one slowly. Guidance
     several rewards, or OCR       beta 0.1, decay 2 (OCR), 2 updates a rollout
 
 Differs from the paper: levels are the rollout's, drawn once an iteration for all samples (its code: anew for each), so
-that a batch shares them; the step is Euler's unless sampler.tail is 1 (its code: second order, too); a sample whose
+that a batch shares them; steps are Euler's unless sampler.tail is 1 (its code: a second-order solver); a sample whose
 reward is masked has r = 1/2, which holds the policy near the old one. r follows the code, half the clamped advantage
 over its bound, plus a half; the paper divides the centred reward by a constant.
 
