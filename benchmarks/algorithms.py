@@ -152,6 +152,11 @@ def summarise(results: list[dict[str, Any]], prices: dict[str, dict[str, float]]
     return sorted(rows, key=lambda row: -row["equal evaluations"][0])
 
 
+def command(seeds: list[int], overrides: list[str]) -> str:
+    """What makes these results again."""
+    return " ".join(["python -m benchmarks.algorithms", *overrides, "--seeds", *map(str, seeds)])
+
+
 def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str], seconds: float) -> str:
     """The contest as a page."""
     from alignment.versions import versions
@@ -159,7 +164,7 @@ def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str],
     lines = [
         "# Online algorithms on the tiny world",
         "",
-        f"    python -m benchmarks.algorithms --seeds {' '.join(map(str, seeds))} {' '.join(overrides)}".rstrip(),
+        f"    {command(seeds, overrides)}",
         "",
         f"{time.strftime('%Y-%m-%d')}. " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
         "",
@@ -213,15 +218,17 @@ def read_prices(folder: Path) -> dict[str, dict[str, float]]:
 
 def report(folder: Path, target: Path) -> str:
     """Write the page, the figures and the plot of all finished runs in `folder`."""
+    from alignment.versions import versions
+
     prices = read_prices(folder)
     results = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*/result.json"))]
     rows = summarise(results, prices)
-    page = markdown(
-        rows, sorted({result["seed"] for result in results}), results[0]["overrides"], seconds_budget(prices)
-    )
+    seeds = sorted({result["seed"] for result in results})
+    page = markdown(rows, seeds, results[0]["overrides"], seconds_budget(prices))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".md").write_text(page, "utf-8")
-    target.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    record = {"command": command(seeds, results[0]["overrides"]), "versions": versions(), "recipes": rows}
+    target.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     plot(results, seconds_budget(prices), target.with_suffix(".png"))
     return page
 

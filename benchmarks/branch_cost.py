@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,13 @@ def compare(iterations: int, overrides: list[str] | None = None) -> dict[str, An
     for row in results.values():
         row["cost by evaluations"] = _passes(row) / _passes(first)
         row["cost by seconds"] = row["seconds, rollout and update"] / first["seconds, rollout and update"]
-    return {"settings": results, "versions": found["versions"], "iterations": iterations}
+    return {
+        "command": " ".join(["python -m benchmarks.branch_cost", *(overrides or []), f"--iterations {iterations}"]),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": found["versions"],
+        "iterations": iterations,
+        "settings": results,
+    }
 
 
 def _passes(row: dict[str, float]) -> float:

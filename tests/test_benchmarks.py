@@ -67,8 +67,9 @@ def test_contest_of_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "Held-out reward (the base model's is" in page
     with Image.open(tmp_path / "results/page.png") as picture:
         assert picture.width > 600
-    (row,) = json.loads((tmp_path / "results/page.json").read_text("utf-8"))
-    assert row["seeds"] == 2
+    record = json.loads((tmp_path / "results/page.json").read_text("utf-8"))
+    assert {"command", "versions"} <= record.keys()
+    assert [row["seeds"] for row in record["recipes"]] == [2]
 
 
 def test_values_at_a_budget_lie_between_evaluations() -> None:
