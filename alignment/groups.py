@@ -31,6 +31,7 @@ class GroupConfig:
     combine: str = "rewards"  # what is added up over rewards: rewards, advantages, gdpo or losses
     std: str = "group"  # what advantages are divided by: group, global, running, quasi or none
     max_advantage: float | None = 5.0
+    updates_per_rollout: int = 1  # optimiser steps, each on its part of every group
 
 
 class Signal(NamedTuple):
@@ -57,6 +58,8 @@ def check_groups(config: GroupConfig, processes: int) -> list[str]:
         wrong.append(
             f"algorithm.prompts_per_iteration: {config.prompts_per_iteration} cannot be dealt to {processes} processes"
         )
+    if not 1 <= config.updates_per_rollout <= (config.keep or config.group_size):
+        wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size (or keep)")
     for key, known in (("std", STDS), ("combine", COMBINES)):
         if getattr(config, key) not in known:
             wrong.append(f"algorithm.{key}: {getattr(config, key)!r} is none of {', '.join(known)}")

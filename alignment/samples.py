@@ -82,11 +82,8 @@ def sample_groups(
     rows = [(position, prompt, member) for position, prompt in prompts for member in range(group_size)]
     latents = [seed_for(seed, "latents", iteration, at, 0 if shared_noise else m) for at, _, m in rows]
     noises = [seed_for(seed, "noise", iteration, at, m) for at, _, m in rows]
-    kinds: dict[tuple[Plan, str | None], list[int]] = {}
-    for i, (at, prompt, _) in enumerate(rows):
-        kinds.setdefault((plan(at), prompt.image), []).append(i)
     lots, videos = [], {}
-    for (steps, _), members in kinds.items():
+    for steps, members in alike([(at, prompt) for at, prompt, _ in rows], plan):
         trajectories = []
         for part in chunks(members, size):
             call = conditions([rows[i][1] for i in part])
@@ -106,6 +103,14 @@ def sample_groups(
         lots.append(Lot(members, Trajectory.joined(trajectories)))
     films = torch.stack([videos[i] for i in range(len(rows))])
     return Samples([p for _, p, _ in rows], [g for g, _, _ in rows], lots), films
+
+
+def alike(prompts: Sequence[tuple[int, Prompt]], plan: Callable[[int], Plan]) -> list[tuple[Plan, list[int]]]:
+    """Which of these (position, prompt) a pipeline call can hold together: one plan, one condition image."""
+    kinds: dict[tuple[Plan, str | None], list[int]] = {}
+    for i, (position, prompt) in enumerate(prompts):
+        kinds.setdefault((plan(position), prompt.image), []).append(i)
+    return [(steps, members) for (steps, _), members in kinds.items()]
 
 
 def chunks(items: Sequence[int], size: int | None) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ from samplers import Rollout, Trajectory, grow, seed_for
 
 from .data import Prompt, conditions
 from .policy import as_videos, moved
-from .samples import Plan
+from .samples import Plan, alike
 
 if TYPE_CHECKING:
     from .training import Run
@@ -49,11 +49,8 @@ def sample_trees(
         prompts: (position in the stream, prompt).
         plan: from the position to what the tree's rollout does.
     """
-    kinds: dict[tuple[Plan, str | None], list[int]] = {}
-    for tree, (position, prompt) in enumerate(prompts):
-        kinds.setdefault((plan(position), prompt.image), []).append(tree)
     found, videos = [], {}
-    for (steps, _), trees in kinds.items():
+    for steps, trees in alike(prompts, plan):
 
         def roll(rows: list[int], trees: list[int] = trees, steps: Plan = steps, **options: Any) -> Rollout:
             chosen = [prompts[trees[row]][1] for row in rows]

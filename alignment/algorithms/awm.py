@@ -72,7 +72,6 @@ class Config(GroupConfig):
     kl: float = 0.0  # weight of the distance of velocities from the reference's
     kl_ema: float = 0.0  # the same from a moving average of the policy, of decay min(0.001 updates, 0.3)
     kl_old: float = 0.0  # weight of the distance of clean estimates from those of the policy that sampled
-    updates_per_rollout: int = 1  # optimiser steps, each on its part of every group
     epochs: int = 1  # passes over a rollout
 
     @property
@@ -90,8 +89,6 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
             wrong.append(f"algorithm.{key}: {getattr(config, key)!r} is none of {', '.join(known)}")
     if config.levels < 1 or (config.draw == "grid" and config.levels > recipe.sampler.steps):
         wrong.append(f"algorithm.levels: {config.levels} of {recipe.sampler.steps} steps (sampler.steps)")
-    if not 1 <= config.updates_per_rollout <= (config.keep or config.group_size):
-        wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size (or keep)")
     if any(bound is not None and bound <= 0 for bound in (config.clip, config.soft_clip)):
         wrong.append("algorithm: clip and soft_clip have to be above 0, or null for none")
     if min(config.kl, config.kl_ema, config.kl_old) < 0 or config.epochs < 1:

@@ -64,7 +64,6 @@ class Config(GroupConfig):
     clip: float = 1e-4  # bound of the ratio; of its normalised form with guard; of the KL with dppo
     kl: float = 0.0  # weight of KL(policy || reference) of the trained steps
     kl_moving: dict[int, float] = field(default_factory=dict)  # n: weight of KL to the weights renewed every n updates
-    updates_per_rollout: int = 1  # optimiser steps, each on its part of every group
     epochs: int = 1  # passes over a rollout
     lean: bool = False  # take gradients while the rollout runs, one sample at a time: no forward pass in the update
 
@@ -79,8 +78,6 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
         wrong.append(f"algorithm.trained_steps: {config.trained_steps} of {noisy} stochastic steps")
     if recipe.sampler.tail is not None and not config.window.size and stop >= recipe.sampler.steps - 1:
         wrong.append("sampler.tail: no steps follow the noise; set algorithm.window.size or sampler.window")
-    if not 1 <= config.updates_per_rollout <= (config.keep or config.group_size):
-        wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size (or keep)")
     if config.objective not in OBJECTIVES:
         wrong.append(f"algorithm.objective: {config.objective!r} is none of {', '.join(OBJECTIVES)}")
     if config.rectify and config.objective == "guard":

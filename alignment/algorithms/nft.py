@@ -44,7 +44,6 @@ class Config(GroupConfig):
     beta: float = 1.0  # how far the implicit policies lie from the old one
     decay: int = 1  # schedule of the old policy: 1 follows fast at first, 2 copies for 75 updates, then follows slowly
     kl: float = 1e-4  # weight of the distance from the reference
-    updates_per_rollout: int = 1  # optimiser steps, each on its part of every group
 
 
 def check(recipe: Recipe, processes: int = 1) -> list[str]:
@@ -57,8 +56,6 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
         wrong.append("algorithm.max_advantage: is where a sample counts as surely good; set it above 0, as 5")
     if config.combine == "losses":
         wrong.append("algorithm.combine: losses differ from advantages where ratios are clipped; set it to advantages")
-    if not 1 <= config.updates_per_rollout <= (config.keep or config.group_size):
-        wrong.append(f"algorithm.updates_per_rollout: {config.updates_per_rollout} is not in 1..group_size (or keep)")
     if config.decay not in (1, 2):
         wrong.append(f"algorithm.decay: {config.decay} is no schedule; use 1 or 2")
     if config.beta <= 0 or config.kl < 0:
