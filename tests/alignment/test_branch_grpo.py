@@ -6,13 +6,10 @@ Most tests grow two trees of five steps that split in two at steps 0 and 2: 2, 2
 import contextlib
 import json
 import math
-import os
-import socket
 
 import diffusers
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from torch.distributions import Normal
 
@@ -31,6 +28,7 @@ from alignment.tree_advantages import counts
 from alignment.trees import TreeShape, sample_trees
 from alignment.windows import Window
 from tests.alignment.tiny import GUIDANCE, NOISE, make_policy, make_run, shake
+from tests.alignment.two_processes import joined, spawned
 from tests.pipelines import STEPS
 
 NAN = math.nan
@@ -397,9 +395,7 @@ def weights_after_training(folder, **batch):
 
 
 def worker(rank, folder, port):
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in places.items()}
+    joined(rank, port)
     found = weights_after_training(folder / "shared" if rank == 0 else folder / "other", update=3)
     processes = found.pop("processes")
     torch.save(found, folder / f"{rank}.pt")
@@ -408,10 +404,7 @@ def worker(rank, folder, port):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (tmp_path, port), nprocs=2)
+    spawned(worker, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     alone = weights_after_training(tmp_path / "alone", rollout=5, update=2)
     assert 6 < alone["row"]["tree/edges"] < 8

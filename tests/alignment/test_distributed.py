@@ -1,13 +1,10 @@
 """Two processes (gloo, CPU) against one: the same weights after every update, the same metrics."""
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from alignment.algorithms import grpo
@@ -15,6 +12,7 @@ from alignment.config import BatchConfig
 from alignment.distributed import Processes
 from alignment.windows import Window
 from tests.alignment.tiny import grpo_run
+from tests.alignment.two_processes import joined, spawned
 
 PLAIN = {"prompts_per_iteration": 4, "updates_per_rollout": 2, "kl": 0.1, "clip": 1e-3}
 # Prompts have windows of their own, so ranks run other steps; half of every group is trained; anchors move.
@@ -73,11 +71,7 @@ def collectives(processes: Processes) -> dict:
 
 
 def worker(rank: int, folder: Path, port: int) -> None:
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in places.items()}
-    processes = Processes(cpu=True)
-    torch.manual_seed(rank)  # nothing may depend on it
+    processes = joined(rank, port)
     found = {"collectives": collectives(processes)}
     processes.wait()
     for name, algorithm in TRAININGS.items():
@@ -89,10 +83,7 @@ def worker(rank: int, folder: Path, port: int) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (folder, port), nprocs=2)
+    spawned(worker, folder)
     return folder
 
 

@@ -1,22 +1,19 @@
 """What DiffusionNFT, AWM and V-GRPO share: clean samples and their noises, over batches, processes and breaks."""
 
-import os
-import socket
 from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from alignment.algorithms import awm, nft
 from alignment.checkpoint import checkpoints, load_state
 from alignment.config import BatchConfig
-from alignment.distributed import Processes
 from alignment.errors import UserError
 from alignment.noised import Noised, noise_seeds, sample_clean
 from tests.alignment.test_grpo import change
 from tests.alignment.test_resume import assert_same_run
 from tests.alignment.tiny import make_policy, make_run, ode_run
+from tests.alignment.two_processes import joined, spawned
 
 SIZES = {"prompts_per_iteration": 4, "group_size": 2}
 ALGORITHMS = {
@@ -99,11 +96,7 @@ def trained(name, folder, **batch):
 
 
 def worker(rank, folder, port):
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in places.items()}
-    processes = Processes(cpu=True)
-    torch.manual_seed(rank)  # nothing may depend on it
+    processes = joined(rank, port)
     torch.save({name: trained(name, folder / f"{name}{rank}", update=3) for name in ALGORITHMS}, folder / f"{rank}.pt")
     processes.close()
 
@@ -111,10 +104,7 @@ def worker(rank, folder, port):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (folder, port), nprocs=2)
+    spawned(worker, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
