@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from samplers import Recorded, Rollout, Trajectory, replay, rollout, sde_scheduler
 from samplers.rollout import generators, patched
-from samplers.schedulers import Moment, is_flow
+from samplers.schedulers import Moment
+from samplers.stock import is_flow
 
 from .config import ModelConfig, SamplerConfig
 from .embeddings import EmbeddingCache

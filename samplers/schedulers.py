@@ -23,6 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from . import solvers, transitions
+from .stock import build, is_flow, stock_scheduler
 from .transitions import Grid, Step, Transition
 
 GRIDS = ("stock", "uniform")
@@ -331,7 +332,7 @@ class DDIMSDEScheduler(SDEScheduler):
     ) -> DDIMSDEScheduler:
         """Build from a pipeline's scheduler configuration; overrides go to diffusers' DDIM scheduler."""
         ddim = diffusers.CogVideoXDDIMScheduler if "snr_shift_scale" in config else diffusers.DDIMScheduler
-        return cls(_build(ddim, config, overrides), noise_level, stochastic)
+        return cls(build(ddim, config, overrides), noise_level, stochastic)
 
     def _lay_grid(self, mu: float | None, device: Any) -> tuple[Tensor, Tensor]:
         timesteps = self.stock.timesteps
@@ -348,36 +349,6 @@ class DDIMSDEScheduler(SDEScheduler):
         eta = self.noise_level if index in self.stochastic_steps else 0.0
         t = transitions.vp_transition(a, a_next, eta)
         return transitions.compose(t, transitions.vp_prediction(self.config.prediction_type, a))
-
-
-def is_flow(config: Any) -> bool:
-    """Whether a scheduler configuration belongs to a flow-matching pipeline (as opposed to variance-preserving)."""
-    return bool(config.get("use_flow_sigmas", False)) or "beta_start" not in config
-
-
-def stock_scheduler(config: Any, **overrides: Any) -> Any:
-    """The diffusers flow scheduler that a configuration belongs to.
-
-    A scheduler built in Python does not name its class in its configuration; there the keys tell.
-    """
-    if not is_flow(config):
-        raise ValueError("this scheduler configuration is not a flow's; use DDIMSDEScheduler")
-    name = config.get("_class_name", None)
-    if name is None:
-        if "predict_x0" in config:
-            name = "UniPCMultistepScheduler"
-        elif "algorithm_type" in config:
-            name = "DPMSolverMultistepScheduler"
-        else:
-            name = "FlowMatchEulerDiscreteScheduler"
-    return _build(getattr(diffusers, name), config, overrides)
-
-
-def _build(scheduler: type, config: Any, overrides: dict[str, Any]) -> Any:
-    """from_config drops keys that the class does not know; an override among them is a mistake."""
-    if unknown := set(overrides) - set(inspect.signature(scheduler.__init__).parameters):
-        raise ValueError(f"{scheduler.__name__} has no parameter {', '.join(sorted(unknown))}")
-    return scheduler.from_config(config, **overrides)
 
 
 def sde_scheduler(config: Any, **options: Any) -> SDEScheduler:

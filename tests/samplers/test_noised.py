@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samplers import FlowSDEScheduler, Trajectory, replay, rollout, sde_scheduler
-from samplers.schedulers import is_flow
+from samplers.stock import is_flow
 from tests.pipelines import FAMILIES, PROMPTS, STEPS
 
 SEEDS = [11, 12]

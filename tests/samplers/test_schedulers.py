@@ -7,7 +7,8 @@ import torch
 
 from samplers import DDIMSDEScheduler, FlowSDEScheduler, sde_scheduler, transitions
 from samplers.rollout import generators
-from samplers.schedulers import Moment, stock_scheduler
+from samplers.schedulers import Moment
+from samplers.stock import stock_scheduler
 from tests.pipelines import FAMILIES
 
 from . import grids
