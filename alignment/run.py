@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import TrainingStopped, UserError
+from .errors import Problems, TrainingStopped, UserError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         return run(options.recipe, options.overrides, options.check, options.resume)
+    except Problems as error:
+        print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {_joined(error)}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from .errors import UserError, one_line
+from ..errors import UserError, one_line
 
 
 class Prompt(NamedTuple):
