@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ..errors import UserError, one_line
+from .stream import Stream
 
 
 class Prompt(NamedTuple):
@@ -78,23 +78,16 @@ def read_image(path: str) -> Image.Image:
         raise ValueError(f"cannot read the image {path}: {reason}") from error
 
 
-class PromptStream:
-    """An endless stream in epochs. What comes at a position depends only on the seed and that position."""
+@functools.cache
+def check_image(path: str) -> None:
+    """Read an image once a file: prompts are read several times, and share images. Raises: as `read_image` does."""
+    read_image(path)
 
-    def __init__(self, prompts: list[Prompt], seed: int, shuffle: bool = True):
-        self.prompts, self.seed, self.shuffle = prompts, seed, shuffle
 
-    def take(self, start: int, count: int) -> list[Prompt]:
-        """The prompts at positions start to start + count."""
-        return [self._at(position) for position in range(start, start + count)]
-
-    def _at(self, position: int) -> Prompt:
-        epoch, index = divmod(position, len(self.prompts))
-        if self.shuffle:
-            order = list(range(len(self.prompts)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(order)
-            index = order[index]
-        return self.prompts[index]
+class PromptStream(Stream[Prompt]):
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        return self.records
 
 
 def _read_text(path: Path) -> list[Prompt]:
@@ -137,13 +130,7 @@ def _prompt(row: Any, where: str, folder: Path) -> Prompt:
         raise ValueError(f'{where}: "image" is no path but {row["image"]!r}')
     image = str(folder / Path(row["image"]).expanduser())
     try:
-        _check_image(image)
+        check_image(image)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return Prompt(text.strip(), meta | {"image": image}, image)
-
-
-@functools.cache
-def _check_image(path: str) -> None:
-    """Once a file: prompts are read several times, and share images."""
-    read_image(path)
