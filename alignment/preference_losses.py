@@ -231,7 +231,7 @@ def usable(labels: Sequence[int], least: float = 0.2) -> bool:
 
 
 def reward_weights(rewards: Tensor, groups: Tensor, temperature: float, max_weight: float) -> Tensor:
-    """(N,) float64 weights exp(r / temperature) of the samples' errors, over their mean, then at most max_weight.
+    """(N,) float64 weights exp(r / temperature) over their mean, then at most max_weight; without gradient.
 
     r is standardised within the samples of a prompt, so that no prompt dominates, and 0 in a group without spread. The
     mean comes before the bound: without it, the bound would depend on the scale of exp.
@@ -246,7 +246,8 @@ def reward_weights(rewards: Tensor, groups: Tensor, temperature: float, max_weig
     """
     if not torch.isfinite(rewards).all():
         raise ValueError(f"rewards have to be finite, found {rewards.tolist()}")
+    rewards = rewards.detach().double()
     mean, std, spread = group_statistics(rewards, groups, torch.ones_like(groups, dtype=torch.bool))
-    r = torch.where(spread, (rewards.detach().double() - mean) / std, 0.0)
+    r = torch.where(spread, (rewards - mean) / std, 0.0)
     weights = ((r - r.max()) / temperature).exp()  # the largest is 1: no overflow
     return (weights / weights.mean()).clamp(max=max_weight)
