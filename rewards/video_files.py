@@ -26,7 +26,9 @@ STILL_FPS = 1.0  # a single image lasts a second
 SAFE_INPUT = ("-protocol_whitelist", "file", "-format_whitelist", "mov,matroska,webm,avi,gif")
 
 
-def read_video(path: str | Path, fps: float | None = None, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, float]:
+def read_video(
+    path: str | Path, fps: float | None = None, max_pixels: int = MAX_PIXELS, max_frames: int | None = None
+) -> tuple[Tensor, float]:
     """Read a video through ffmpeg, or an image as a video of one frame.
 
     Frames come as they are stored: none is doubled or dropped to even out a varying rate, whose mean is the rate then.
@@ -36,6 +38,7 @@ def read_video(path: str | Path, fps: float | None = None, max_pixels: int = MAX
         path: mp4, m4v, mov, webm, mkv, avi, gif; png, jpg, jpeg, webp, bmp.
         fps: the rate to believe instead of the file's.
         max_pixels: the most that all frames may have together.
+        max_frames: read no more than the first ones, which says little of what is behind them; None: all.
     Returns: frames (F, 3, H, W) uint8, and frames a second.
     Raises: RewardError, one line with the file's name: missing, empty, damaged (also where a part could be read), not a
         video, larger than max_pixels, or without a plausible rate.
@@ -53,7 +56,7 @@ def read_video(path: str | Path, fps: float | None = None, max_pixels: int = MAX
         raise RewardError(f"{path}: {suffix or 'a name without suffix'} is no known kind of video ({known})")
     if suffix == ".gif" and not path.read_bytes().rstrip(b"\0").endswith(b";"):
         raise RewardError(f"{path}: damaged: a GIF without its end (make or copy it again)")  # ffmpeg does not mind
-    frames, log = _decode(path, max_pixels)
+    frames, log = _decode(path, max_pixels, max_frames)
     return frames, _plausible_rate(path, log) if fps is None else fps
 
 
@@ -63,14 +66,15 @@ def clip_from_file(path: str | Path, prompt: str, fps: float | None = None, max_
     return Clip(frames.contiguous().float().div_(255), prompt, rate)
 
 
-def _decode(path: Path, max_pixels: int) -> tuple[Tensor, str]:
+def _decode(path: Path, max_pixels: int, max_frames: int | None) -> tuple[Tensor, str]:
     """Frames (F, 3, H, W), and what ffmpeg says of the file."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    output = ("-map", "0:v:0", "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-")
-    command = [get_ffmpeg_exe(), "-nostdin", "-nostats", "-v", "level+info", *SAFE_INPUT, "-i", f"file:{path}", *output]
+    output = ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24"]
+    output += [] if max_frames is None else ["-frames:v", str(max_frames)]
+    command = [get_ffmpeg_exe(), "-nostdin", "-nostats", "-v", "level+info", *SAFE_INPUT, "-i", f"file:{path}"]
     with tempfile.TemporaryFile() as messages:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process:
+        with subprocess.Popen([*command, *output, "-"], stdout=subprocess.PIPE, stderr=messages) as process:
             try:
                 data, shape = _read_images(path, process.stdout, max_pixels)
             except BaseException:

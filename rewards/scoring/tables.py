@@ -185,10 +185,10 @@ def _from_files(source: Path, prompts: str | None, names_are_prompts: bool, inpu
 def _videos_in(folder: Path) -> list[Path]:
     """The folder's own videos and images, in natural order."""
     known = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
-    return sorted((p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known), key=_natural)
+    return sorted((p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known), key=natural_order)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural_order(path: Path) -> list[tuple[int, str]]:
     """Sorts clip_2 before clip_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
