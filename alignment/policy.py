@@ -41,6 +41,7 @@ class Policy:
         evaluations: rows that the denoisers have processed so far (function evaluations).
         decode_seconds: time spent in the VAE so far.
         image_each: the pipeline wants an image for each sample, not one for all (the self-check finds out).
+        injectable: see `samplers.Trajectory` (the self-check finds out); for `Trajectory.of_clean`.
     """
 
     def __init__(self, pipe: Any, model: ModelConfig, sampler: SamplerConfig, call: dict[str, Any], device: Any):
@@ -51,7 +52,7 @@ class Policy:
         self.evaluations, self.decode_seconds = 0, 0.0
         self.stock = _shifted(pipe.scheduler, sampler.shift)
         self.embeddings: EmbeddingCache | None = None
-        self.image_each = False
+        self.image_each, self.injectable = False, True
         self.denoisers = _denoisers(pipe)
         _freeze(pipe)
         self.parameters = add_lora(self.denoisers, model.lora) if model.trained == "lora" else self._train_everything()

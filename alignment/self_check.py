@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from samplers import Moment, Recorded, Trajectory
+from samplers import Moment, Recorded, Segment, Trajectory
 from samplers.transitions import log_prob, log_ratio
 
 from .errors import UserError
@@ -49,11 +50,43 @@ def self_check(policy: Policy, prompt: str, **call: Any) -> None:
             f"model: a replay of {name} does not repeat its rollout (log-ratios off by {found}); "
             "its loop keeps a state that the scheduler does not see"
         )
+    policy.injectable = trajectory.injectable
     reached = any(p.grad is not None for p in policy.parameters.values())
     for p in policy.parameters.values():
         p.grad = None
     if not reached:
         raise UserError(f"model: no gradient reaches the trained weights of {name}")
+
+
+def takes_levels_each(policy: Policy, prompt: str, **call: Any) -> bool:
+    """Whether each sample of a visit may have a noise level of its own (see `Trajectory.noised`); after `self_check`.
+
+    Pipelines that choose an expert by the timestep, or double the batch for guidance but not the timesteps, cannot do
+    that. Clean state and noise are one and the same here, and so is then the state at all levels: what differs between
+    two levels is what the network makes of the timestep, and a sample has to get that of its own.
+
+    Args:
+        call: what the prompt brings with it, as an image; and arguments of the pipeline that training changes.
+    """
+    prompts, low, high = [prompt, prompt], 0.25, 0.75
+    short = {"num_inference_steps": STEPS, "output_type": "latent", **call}
+    first = policy.rollout(prompts, [0, 1], [2, 3], [0], segment=Segment([0]), **short).trajectory
+    state = first.steps[0].x
+
+    def outputs(levels: list[Any]) -> list[Tensor]:
+        found: list[Tensor] = []
+        noised = first.noised(state, levels, [state] * len(levels))
+        policy.replay(noised, prompts, lambda moment, recorded: found.append(moment.output.float()), **short)
+        return found
+
+    with torch.no_grad():
+        shared_high, shared_low = outputs([high, low])
+        try:
+            (each,) = outputs([(high, low)])
+        except (ValueError, TypeError, IndexError, RuntimeError):
+            return False
+    error = (each - torch.stack([shared_high[0], shared_low[1]])).abs().max()
+    return bool(error < 0.01 * (shared_high - shared_low).abs().amax())
 
 
 def _rollout(policy: Policy, prompts: list[str], call: dict[str, Any]) -> Trajectory:

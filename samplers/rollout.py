@@ -46,7 +46,8 @@ class Recorded:
     def rows(self, rows: Sequence[int] | slice) -> Recorded:
         """The same transition of some of the samples, with all their children."""
         x_next = self.x_next.unflatten(0, (len(self.x), self.children))[rows].flatten(0, 1)
-        return replace(self, x=self.x[rows], x_next=x_next, mean=self.mean[rows])
+        step = self.step._replace(output_weight=_picked(self.step.output_weight, rows))
+        return replace(self, step=step, x=self.x[rows], x_next=x_next, mean=self.mean[rows])
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,33 @@ class Trajectory:
     injectable: bool  # the state that step sees is what prepare_latents returns, so that a replay can start anywhere
     latent_seeds: tuple[int, ...] | None = None  # a replay needs them too: some pipelines sample their condition
     stochastic: tuple[int, ...] | None = None  # the rollout's steps that added noise; None: the scheduler's own
-    levels: tuple[float, ...] | None = None  # of noised clean states (see `noised`), which lie on no grid
+    levels: tuple[float | tuple[float, ...], ...] | None = None  # of noised clean states (see `noised`), on no grid
+
+    @staticmethod
+    def of_clean(states: Tensor, injectable: bool, latent_seeds: Sequence[int]) -> Trajectory:
+        """A trajectory without a rollout, of clean states that come from elsewhere, to be `noised`.
+
+        Args:
+            states: (B, ...) float32, as `Rollout.state`.
+            injectable: what a rollout of this pipeline says (`Trajectory.injectable`).
+            latent_seeds: B, for what the pipeline draws before its first step.
+        """
+        recorded = Recorded(0, Step(1.0, 0.0, 0.0), states, states, states)
+        return Trajectory((recorded,), injectable, tuple(latent_seeds), ())
 
     def rows(self, rows: Sequence[int] | slice) -> Trajectory:
         """The same steps for some of the samples."""
-        steps = [recorded.rows(rows) for recorded in self.steps]
-        seeds = self.latent_seeds
-        if seeds is not None:
-            seeds = seeds[rows] if isinstance(rows, slice) else tuple(seeds[row] for row in rows)
-        return replace(self, steps=tuple(steps), latent_seeds=seeds)
+        steps = tuple(recorded.rows(rows) for recorded in self.steps)
+        levels = None if self.levels is None else tuple(_picked(level, rows) for level in self.levels)
+        return replace(self, steps=steps, latent_seeds=_picked(self.latent_seeds, rows), levels=levels)
 
     @staticmethod
     def joined(parts: Sequence[Trajectory]) -> Trajectory:
-        """One trajectory of the samples of several that recorded the same steps."""
+        """One trajectory of the samples of several that recorded the same steps, at the same noise levels for all."""
         steps = []
         for same in zip(*(part.steps for part in parts), strict=True):
-            if len({(recorded.index, recorded.step) for recorded in same}) > 1:
+            each = isinstance(same[0].step.output_weight, tuple)
+            if each or len({(recorded.index, recorded.step) for recorded in same}) > 1:
                 raise ValueError(f"steps {[recorded.index for recorded in same]} cannot be joined")
             x, x_next, mean = (torch.cat([getattr(s, name) for s in same]) for name in ("x", "x_next", "mean"))
             steps.append(replace(same[0], x=x, x_next=x_next, mean=mean))
@@ -80,7 +92,9 @@ class Trajectory:
         known = None if None in seeds else tuple(seed for part in seeds for seed in part)
         return replace(parts[0], steps=tuple(steps), latent_seeds=known)
 
-    def noised(self, clean: Tensor, levels: Sequence[float], noises: Sequence[Tensor]) -> Trajectory:
+    def noised(
+        self, clean: Tensor, levels: Sequence[float | Sequence[float] | Tensor], noises: Sequence[Tensor]
+    ) -> Trajectory:
         """The clean states of this rollout, noised to levels of any choice, to be visited by `replay`.
 
         There `moment.output` is the network's velocity at (1 - level) clean + level noise, and `moment.mean` its clean
@@ -88,14 +102,18 @@ class Trajectory:
 
         Args:
             clean: (B, ...) the last step's x_next.
-            levels: S noise levels in (0, 1], highest first: pipelines with two experts change over once.
+            levels: S noise levels in (0, 1], highest first: pipelines with two experts change over once. One may be B
+                levels, a sample each, where the pipeline takes timesteps (B,): those that do not raise or go wrong.
             noises: S standard normal tensors (B, ...).
         """
+        plain = [level.tolist() if isinstance(level, Tensor) else level for level in levels]
+        plain = [level if isinstance(level, float | int) else tuple(level) for level in plain]
         steps = []
-        for index, (level, noise) in enumerate(zip(levels, noises, strict=True)):
-            x = (1 - level) * clean + level * noise
-            steps.append(Recorded(index, Step(1.0, -level, 0.0), x, clean, clean))
-        return replace(self, steps=tuple(steps), levels=tuple(levels), stochastic=())
+        for index, (level, noise) in enumerate(zip(plain, noises, strict=True)):
+            kept = 1 - level if isinstance(level, float | int) else [1 - own for own in level]
+            x = transitions.by_sample(kept, clean) * clean + transitions.by_sample(level, clean) * noise
+            steps.append(Recorded(index, transitions.to_clean(level), x, clean, clean))
+        return replace(self, steps=tuple(steps), levels=tuple(plain), stochastic=())
 
 
 @dataclass(frozen=True)
@@ -267,6 +285,13 @@ def _scheduler_state(scheduler: SDEScheduler, on_step: Callable[[Moment], Tensor
     finally:
         for name, value in before.items():
             setattr(scheduler, name, value)
+
+
+def _picked(values: Any, rows: Sequence[int] | slice) -> Any:
+    """Some rows of a tuple with one value a sample; what else there is holds for all samples."""
+    if not isinstance(values, tuple):
+        return values
+    return values[rows] if isinstance(rows, slice) else tuple(values[row] for row in rows)
 
 
 def _state_dtype(latents: Tensor) -> torch.dtype:

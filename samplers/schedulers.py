@@ -24,10 +24,9 @@ from torch import Tensor
 
 from . import solvers, transitions
 from .stock import build, is_flow, stock_scheduler
-from .transitions import Grid, Step, Transition
+from .transitions import Grid, Step
 
 GRIDS = ("stock", "uniform")
-TO_CLEAN = Transition(1.0, 0.0, 0.0)  # the step to the clean estimate
 
 
 @dataclass
@@ -57,7 +56,8 @@ class SDEScheduler:
         stochastic: indices of the steps that add noise, the others are deterministic. None: all but the last.
     Attributes:
         steps: indices of the grid to run, None for all of them (a sub-range, or the trained steps of a replay).
-        levels_visited: noise levels to run in place of the grid, each a step to the clean estimate; None: the grid.
+        levels_visited: noise levels to run in place of the grid, each a step to the clean estimate; None: the grid. One
+            that is a sequence has a level for each sample of the batch: the pipeline sees timesteps (B,) then.
         generators: one torch.Generator a sample for the steps' noise, so that a sample does not depend on its batch;
             None: the pipeline's generator if it passes one, else the global one.
         on_step: called with each Moment; returns the next state. None: `draw`.
@@ -72,7 +72,7 @@ class SDEScheduler:
         self.stock, self.noise_level = stock, noise_level
         self.stochastic: tuple[int, ...] | None = None if stochastic is None else tuple(stochastic)
         self.steps: Sequence[int] | None = None
-        self.levels_visited: Sequence[float] | None = None
+        self.levels_visited: Sequence[float | Sequence[float]] | None = None
         self.generators: list[torch.Generator] | None = None
         self.on_step: Callable[[Moment], Tensor] | None = None
         self.begin_index = 0
@@ -270,9 +270,11 @@ class FlowSDEScheduler(SDEScheduler):
         timesteps, grid = self._lay_grid(mu, device)
         # A level of the grid has the grid's timestep: UniPC rounds its down, which a network notices.
         ends = [*timesteps.tolist(), float(grid[-1]) * self.config.num_train_timesteps]
-        visited = np.interp(self.levels_visited, self.levels[::-1], ends[::-1])
+        falling = np.stack(np.broadcast_arrays(*self.levels_visited, 0.0))  # (S + 1,) or (S + 1, B)
+        visited = np.interp(falling[:-1], self.levels[::-1], ends[::-1])
         self.levels = [*self.levels_visited, 0.0]
-        levels = torch.tensor([1 - s for s in self.levels] if self._inverted else self.levels)
+        falling = falling.reshape(len(falling), -1).mean(1)  # Wan's pipeline names its step's level, one for all
+        levels = torch.tensor(1 - falling if self._inverted else falling, dtype=torch.float32)
         return torch.tensor(visited, dtype=torch.float32, device=device), levels
 
     def _uniform(self, num_steps: int, mu: float | None) -> Tensor:
@@ -286,9 +288,9 @@ class FlowSDEScheduler(SDEScheduler):
         return self.config.get("flow_shift", None) or self.stock.shift
 
     def step_coefficients(self, index: int) -> Step:
-        sigma, sigma_next = self.levels[index : index + 2]
         if self.levels_visited is not None:
-            return transitions.compose(TO_CLEAN, transitions.flow_prediction(sigma))
+            return transitions.to_clean(self.levels_visited[index])
+        sigma, sigma_next = self.levels[index : index + 2]
         kernel = self.kernel if index in self.stochastic_steps else "ode"
         constants = Grid(self.levels[1], self.levels[-1])  # a tail changes neither where there is noise
         t = transitions.transition(kernel, sigma, sigma_next, self.noise_level, constants)
@@ -305,8 +307,7 @@ class FlowSDEScheduler(SDEScheduler):
         if index < self.tail_start:
             return 0.0
         weight, before = self._second_order_weight(index), self._clean
-        prediction = transitions.flow_prediction(self.levels[index])
-        self._clean = transitions.mean(transitions.compose(TO_CLEAN, prediction), x, output)
+        self._clean = transitions.mean(transitions.to_clean(self.levels[index]), x, output)
         return -weight * before if weight else 0.0
 
     def _as_output(self, model_output: Tensor) -> Tensor:

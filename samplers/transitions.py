@@ -15,7 +15,7 @@ vanish). cps keeps the coefficients of x0_hat and of the total noise but contrac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -160,7 +160,7 @@ class Step(NamedTuple):
     """One step in terms of what a scheduler sees: mean = x_weight * x + output_weight * output."""
 
     x_weight: float
-    output_weight: float
+    output_weight: float | tuple[float, ...]  # B of them where each sample has a noise level of its own (`to_clean`)
     std: float
 
     @property
@@ -183,9 +183,24 @@ def compose(t: Transition, p: Prediction) -> Step:
     return Step(t.c0 * p.x0_x + t.ce * p.eps_x, t.c0 * p.x0_o + t.ce * p.eps_o, t.std)
 
 
+def to_clean(level: float | Sequence[float]) -> Step:
+    """The step from a noise level, one for all samples or B of their own, to the clean estimate x - level velocity."""
+    return Step(1.0, -level if isinstance(level, float | int) else tuple(-own for own in level), 0.0)
+
+
+def by_sample(values: float | Sequence[float], x: Tensor) -> float | Tensor:
+    """What multiplies a batch x (B, ...): one value for all as it is, B of their own as a tensor (B, 1, ...)."""
+    if isinstance(values, float | int):
+        return values
+    if len(values) != len(x):
+        raise ValueError(f"{len(values)} noise levels for a batch of {len(x)}")
+    return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
+
+
 def mean(step: Step, x: Tensor, output: Tensor) -> Tensor:
     """(B, ...) mean of x' given x and the network's output, in float32 (float64 stays)."""
-    return step.x_weight * _wide(x) + step.output_weight * _wide(output)
+    output = _wide(output)
+    return step.x_weight * _wide(x) + by_sample(step.output_weight, output) * output
 
 
 def log_prob(x_next: Tensor, mean: Tensor, std: float) -> Tensor:

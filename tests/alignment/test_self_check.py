@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignment.errors import UserError
-from alignment.self_check import self_check
+from alignment.self_check import self_check, takes_levels_each
 from tests.alignment.tiny import make_policy
 from tests.pipelines import FAMILIES, PROMPTS
 
@@ -16,6 +16,32 @@ def test_every_family_passes(family, dtype):
     self_check(policy, PROMPTS[0])
     assert policy.scheduler.stochastic == (1, 2)
     assert all(p.grad is None for p in policy.parameters.values())
+    assert policy.injectable == (family != "ltx_image_to_video")
+
+
+LEVELS_EACH = ["wan", "wan_image_to_video", "skyreels_v2", "hunyuan_video", "flux"]  # whatever the guidance
+WITHOUT_GUIDANCE = ["sana_video", "ltx", "ltx_image_to_video", "mochi", "stable_diffusion_3"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", [*LEVELS_EACH, *WITHOUT_GUIDANCE, "wan_two_experts"])
+def test_which_families_take_a_level_for_each_sample(family, dtype):
+    policy = make_policy(family, model={"dtype": dtype})
+    self_check(policy, PROMPTS[0])
+    assert takes_levels_each(policy, PROMPTS[0]) == (family in LEVELS_EACH)
+    assert takes_levels_each(policy, PROMPTS[0], guidance_scale=1.0) == (family != "wan_two_experts")
+
+
+def test_a_level_that_is_not_the_samples_own_is_found():
+    """The network takes the first timestep for all: nothing raises, and the second sample's velocity is wrong."""
+    policy = make_policy()
+
+    def first_for_all(module, args, kwargs):
+        return args, {**kwargs, "timestep": kwargs["timestep"][:1].expand(len(kwargs["timestep"]))}
+
+    assert takes_levels_each(policy, PROMPTS[0])
+    policy.pipe.transformer.register_forward_pre_hook(first_for_all, with_kwargs=True)
+    assert not takes_levels_each(policy, PROMPTS[0])
 
 
 def test_a_rollout_without_noise_passes():
