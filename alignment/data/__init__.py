@@ -1,5 +1,57 @@
 """Prompts and preferences."""
 
+from .media import check_media
+from .preference_json import parse_record, to_json
+from .preferences import Group, Member, Pair, PreferenceStream, combined, judged_by_people, score_of
 from .prompts import Prompt, PromptStream, by_image, conditions, read_image, read_prompts
+from .readers import read_preferences, read_videos
+from .segments import frame_labels, num_segments, segment_bounds, segment_of_latent_frames
+from .selection import (
+    all_pairs,
+    best_worst,
+    btt_label,
+    decided,
+    exchanged,
+    label_from_scores,
+    pareto_front,
+    pareto_pairs,
+    rarity_weights,
+    standard_gaps,
+)
+from .stream import Stream
 
-__all__ = ["Prompt", "PromptStream", "by_image", "conditions", "read_image", "read_prompts"]
+__all__ = [
+    "Group",
+    "Member",
+    "Pair",
+    "PreferenceStream",
+    "Prompt",
+    "PromptStream",
+    "Stream",
+    "all_pairs",
+    "best_worst",
+    "btt_label",
+    "by_image",
+    "check_media",
+    "combined",
+    "conditions",
+    "decided",
+    "exchanged",
+    "frame_labels",
+    "judged_by_people",
+    "label_from_scores",
+    "num_segments",
+    "pareto_front",
+    "pareto_pairs",
+    "parse_record",
+    "rarity_weights",
+    "read_image",
+    "read_preferences",
+    "read_prompts",
+    "read_videos",
+    "score_of",
+    "segment_bounds",
+    "segment_of_latent_frames",
+    "standard_gaps",
+    "to_json",
+]

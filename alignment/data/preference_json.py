@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from rewards.video_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-from .preferences import Group, Member, Pair, difference, judged_by_people
+from .preferences import Group, Member, Pair, judged_by_people, score_of
 from .prompts import Prompt, check_image
 from .segments import num_segments
 
@@ -269,10 +269,12 @@ def _label_problems(pair: Pair) -> list[str]:
         return []
     given = {"label": (pair.label, None)} if pair.scores else {}
     given |= {f"labels.{name}": (label, name) for name, label in pair.labels.items() if name in pair.scores}
-    gaps = {name: (label, difference(pair.scores, score)) for name, (label, score) in given.items()}
-    return [
-        f'"{name}" is {label} against the scores of {pair.annotator!r}, by which a has {gap:+g} more than b; '
-        'label it again, or let "annotator" begin with "human" if people judged it'
-        for name, (label, gap) in gaps.items()
-        if label and label * gap <= 0
-    ]
+    problems = []
+    for name, (label, dimension) in given.items():
+        a, b = score_of(pair, dimension)
+        if label and label * (a - b) <= 0:
+            problems.append(
+                f'"{name}" is {label}, but {pair.annotator!r} scored a {a:g} and b {b:g}; label it again, or let '
+                '"annotator" begin with "human" if people judged it'
+            )
+    return problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,10 +73,15 @@ def combined(scores: Mapping[str, float | None], score: Score = None) -> float:
     return math.fsum(weight * number for weight, number in zip(score.values(), numbers, strict=True))
 
 
-def difference(scores: Mapping[str, tuple[float, float]], score: Score = None) -> float:
-    """By how much the first of two videos is better; NaN without the scores that this takes."""
-    first, second = ({name: values[i] for name, values in scores.items()} for i in (0, 1))
-    return combined(first, score) - combined(second, score)
+def combined_each(scores: Mapping[str, Sequence[float | None]], score: Score = None) -> list[float]:
+    """`combined` of every video, where scores hold those of several by dimension; none where there is no dimension."""
+    return [combined(dict(zip(scores, row, strict=True)), score) for row in zip(*scores.values(), strict=True)]
+
+
+def score_of(pair: Pair, score: Score = None) -> tuple[float, float] | None:
+    """`combined` of a and of b; None where a score that this takes lacks."""
+    found = combined_each(pair.scores, score)
+    return (found[0], found[1]) if found and all(map(math.isfinite, found)) else None
 
 
 def judged_by_people(annotator: str | None) -> bool:
