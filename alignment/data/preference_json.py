@@ -228,7 +228,9 @@ def _file(fields: _Fields, name: str, suffixes: Sequence[str], folder: Path) -> 
         fields.problems.append(f'"{fields.where}{name}" is {given!r}; it should be one of {", ".join(suffixes)}')
     elif not os.path.isfile(path):  # unlike Path.is_file, also says so of a name that is too long
         fields.problems.append(f'"{fields.where}{name}": no such file: {path}')
-    return path
+    else:
+        return path
+    return None
 
 
 def _scores(fields: _Fields, count: int | None, gaps: bool = False) -> dict[str, tuple]:

@@ -167,7 +167,7 @@ def _csv_rows(content: bytes, problems: list[Problem]) -> list[Row]:
                 cells = {column: cell.strip() for column, cell in row.items() if cell and cell.strip()}
                 rows.append(Row(table.line_num, cells))
     except csv.Error as error:
-        problems.append(Problem(table.line_num, f"{error}; what follows was not read"))
+        problems.append(Problem(table.reader.line_num, f"{error}; what follows was not read"))
     return rows
 
 

@@ -115,8 +115,8 @@ def decided(
     """The pairs that there is something to learn from, each with the better video as a.
 
     A pair's label (of the dimension, where one is named) decides; where it has none, its scores do. A tie is left out:
-    label 0, or scores that are no further apart than tie_eps (beside a label, only where that is above 0). A group gives
-    its best and its worst video.
+    label 0, or scores that are no further apart than tie_eps (beside a label, only where that is above 0). A group
+    gives its best and its worst video.
 
     Raises: UserError where nothing is left, which says why.
     """
