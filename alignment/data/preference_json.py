@@ -33,8 +33,9 @@ def parse_record(row: Any, folder: Path, line: int) -> tuple[Pair | Group | None
 
     Refused are unknown keys, values of the wrong type (a number in quotes is text), numbers that are not finite, files
     that are missing or no images, the same file twice, segment labels that do not fit the clip, and labels against the
-    sign of the mean of the scores (`labels`: against that of the dimension) where a reward gave both. An annotator that
-    begins with "human", or none, may differ from the scores; and a tie may have any, since judges have tie bands.
+    sign of the score that decides (the one that the annotator is named after, if there is one, or the mean of all;
+    `labels`: that of the dimension) where a reward gave both. An annotator that begins with "human", or none, may
+    differ from the scores; and a tie may have any, since judges have tie bands.
 
     Args:
         row: what the line held.

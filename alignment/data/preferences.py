@@ -37,7 +37,7 @@ class Pair(NamedTuple):
     segment_labels: tuple[int, ...] | None = None
     eta: float | None = None  # share of noise that both were made from, of one clip: 0 to 1
     source: str | None = None
-    annotator: str | None = None
+    annotator: str | None = None  # who labelled it; if a score has this name, the label follows it
     order_consistent: bool | None = None  # whether the judge said the same with a and b exchanged
     line: int = 0  # of the file
 
@@ -78,9 +78,14 @@ def combined_each(scores: Mapping[str, Sequence[float | None]], score: Score = N
     return [combined(dict(zip(scores, row, strict=True)), score) for row in zip(*scores.values(), strict=True)]
 
 
+def deciding(pair: Pair) -> Score:
+    """What a pair's label follows: the score that its annotator is named after, if there is one, or the mean of all."""
+    return pair.annotator if pair.annotator in pair.scores else None
+
+
 def score_of(pair: Pair, score: Score = None) -> tuple[float, float] | None:
-    """`combined` of a and of b; None where a score that this takes lacks."""
-    found = combined_each(pair.scores, score)
+    """`combined` of a and of b, by default of the score that decides; None where a score that this takes lacks."""
+    found = combined_each(pair.scores, deciding(pair) if score is None else score)
     return (found[0], found[1]) if found and all(map(math.isfinite, found)) else None
 
 

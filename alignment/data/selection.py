@@ -13,7 +13,7 @@ from itertools import permutations
 from statistics import pstdev
 
 from ..errors import UserError
-from .preferences import Group, Pair, Score, combined_each, score_of
+from .preferences import Group, Pair, Score, combined_each, deciding, score_of
 
 RARITY = 0.72  # the share of pairs that has weight 1
 
@@ -228,7 +228,7 @@ def _scores(pairs: Sequence[Pair], score: Score) -> list[tuple[float, float]]:
 
 def _label(pair: Pair, dimension: str | None, tie_eps: float) -> int | None:
     given = pair.label if dimension is None else pair.labels.get(dimension)
-    scored = label_from_scores(pair.scores, dimension, tie_eps)
+    scored = label_from_scores(pair.scores, dimension or deciding(pair), tie_eps)
     return scored if given is None or (tie_eps > 0 and scored == 0) else given
 
 

@@ -57,7 +57,7 @@ def score(options: argparse.Namespace) -> int:
     try:
         rows = read_rows(journal, spec, keys) if journal else {}
         left = {key for key in keys if key not in rows or not is_complete(rows[key])}
-        rewards = _loaded(asked) if left else {}
+        rewards = load_all(asked) if left else {}
         calls = _calls(inputs.videos, [key in left for key in keys], rewards.values(), options.batch)
         for place in (place for call in calls for place in call):
             rows.pop(keys[place], None)
@@ -102,7 +102,8 @@ def _checked(options: argparse.Namespace) -> tuple[dict[str, RewardArgument], In
     return asked, inputs
 
 
-def _loaded(asked: Mapping[str, RewardArgument]) -> dict[str, Reward]:
+def load_all(asked: Mapping[str, RewardArgument]) -> dict[str, Reward]:
+    """Build every reward. Raises: RewardError, and RewardFailed for what else a reward raises."""
     rewards = {}
     for name, argument in asked.items():
         try:
@@ -143,7 +144,7 @@ def _scored(
                 found[place] = error
         return found
 
-    for found in _ahead(read, calls):
+    for found in ahead(read, calls):
         clips = {place: clip for place, clip in found.items() if isinstance(clip, Clip)}
         rows = dict(zip(clips, ask(rewards, list(clips.values()), options.dense) if clips else [], strict=True))
         for place, clip in found.items():
@@ -152,7 +153,7 @@ def _scored(
             yield place, {"path": videos[place].name, "prompt": videos[place].prompt, **seen, **row}
 
 
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """The results for item after item; while one is used, the next one is made."""
     with ThreadPoolExecutor(max_workers=1) as worker:
         waiting = None
