@@ -69,6 +69,6 @@ def frame_labels(
 
 def _length(fps: float, seconds: float) -> float:
     """Frames of a segment, no whole number in general."""
-    if fps <= 0 or fps * seconds < 1 - ROUNDING:
+    if fps * seconds < 1 - ROUNDING:
         raise ValueError(f"segments of {seconds} s at {fps} fps are shorter than a frame")
     return fps * seconds

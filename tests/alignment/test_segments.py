@@ -16,6 +16,7 @@ from alignment.data.segments import frame_labels, num_segments, segment_bounds, 
         (9, 8, 0.5, 2, [3, 2]),  # tiny
         (97, 24, 1.0, 8, [4, 3, 3, 3]),  # LTX
         (29, 100, 0.14, 4, [4, 4]),  # centres 0, 2.5, 6.5, 10.5, 14.5 .. 26.5; segments of 14 frames
+        (97, 24, 1 / 3, 8, [2] + [1] * 11),  # segments of a latent frame, with the first one's besides
         (5, 4, 1.0, 1, [5]),  # frames 0..4, no compression
         (6, 4, 1.0, 1, [4, 2]),
         (1, 16, 1.0, 4, [1]),  # an image
