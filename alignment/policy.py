@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samplers import Recorded, Rollout, Trajectory, replay, rollout, sde_scheduler
+from samplers import Encoder, Recorded, Rollout, Trajectory, decode, replay, rollout, sde_scheduler
 from samplers.rollout import generators, patched
 from samplers.schedulers import Moment
 from samplers.stock import is_flow
@@ -42,6 +42,7 @@ class Policy:
         decode_seconds: time spent in the VAE so far.
         image_each: the pipeline wants an image for each sample, not one for all (the self-check finds out).
         injectable: see `samplers.Trajectory` (the self-check finds out); for `Trajectory.of_clean`.
+        levels_each: each sample of an update may have a noise level of its own (found out where one is to have it).
     """
 
     def __init__(self, pipe: Any, model: ModelConfig, sampler: SamplerConfig, call: dict[str, Any], device: Any):
@@ -52,7 +53,7 @@ class Policy:
         self.evaluations, self.decode_seconds = 0, 0.0
         self.stock = _shifted(pipe.scheduler, sampler.shift)
         self.embeddings: EmbeddingCache | None = None
-        self.image_each, self.injectable = False, True
+        self.image_each, self.injectable, self.levels_each = False, True, False
         self.denoisers = _denoisers(pipe)
         _freeze(pipe)
         self.parameters = add_lora(self.denoisers, model.lora) if model.trained == "lora" else self._train_everything()
@@ -146,6 +147,19 @@ class Policy:
             call["num_inference_steps"] = steps
         with torch.no_grad(), self._running(self.stock), self._handing_over(trained_share):
             return as_videos(self.pipe(**call)[0])
+
+    def encoder(self, prompt: str, **call: Any) -> Encoder:
+        """Videos to states; `prompt` is any that the pipeline can embed, with its image where it needs one.
+
+        Raises: ValueError (see samplers.Encoder).
+        """
+        with self._running(self.scheduler):
+            return Encoder(self.pipe, **self._arguments([prompt], call))
+
+    def decode(self, states: Tensor, prompts: list[str], **call: Any) -> Tensor:
+        """(B, F, C, H, W) videos in [0, 1] of clean states (B, ...); costs one evaluation of the network (no more)."""
+        with torch.no_grad(), self._running(self.scheduler):
+            return as_videos(decode(self.pipe, states, **self._arguments(prompts, call)))
 
     def _arguments(self, prompts: list[str], call: dict[str, Any]) -> dict[str, Any]:
         """The recipe's arguments of the pipeline, and those of one call."""

@@ -1,5 +1,6 @@
-"""Stochastic samplers for any diffusers pipeline: transition kernels, schedulers, rollout and replay, trees."""
+"""Stochastic samplers for any diffusers pipeline: transition kernels, schedulers, rollout and replay, trees, states."""
 
+from .encoding import Encoder, decode
 from .rollout import Recorded, Rollout, Segment, Trajectory, replay, rollout, seed_for
 from .schedulers import DDIMSDEScheduler, FlowSDEScheduler, Moment, SDEScheduler, sde_scheduler
 from .transitions import KERNELS, Transition, transition
@@ -8,6 +9,7 @@ from .tree import Forest, grow
 __all__ = [
     "KERNELS",
     "DDIMSDEScheduler",
+    "Encoder",
     "FlowSDEScheduler",
     "Forest",
     "Moment",
@@ -17,6 +19,7 @@ __all__ = [
     "Segment",
     "Trajectory",
     "Transition",
+    "decode",
     "grow",
     "replay",
     "rollout",
