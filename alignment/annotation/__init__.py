@@ -1,0 +1,1 @@
+"""What `python -m alignment.annotate` is made of."""
