@@ -26,6 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .fingerprints import sampled_weights
+
 
 class Entry(NamedTuple):
     """What encode_prompt returned."""
@@ -184,10 +186,8 @@ def _fingerprint(pipe: Any) -> str:
     digest = hashlib.sha256(repr(versions).encode())
     for name, part in sorted(pipe.components.items()):
         if name.startswith("text_encoder") and part is not None:
-            for key, tensor in part.state_dict().items():
-                flat = tensor.detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
-                digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode() + sample.tobytes())
+            for sample in sampled_weights(part):
+                digest.update(sample)
         elif name.startswith("tokenizer") and part is not None:
             digest.update(repr((sorted(part.get_vocab().items()), getattr(part, "model_max_length", None))).encode())
         elif name.endswith("processor") and hasattr(part, "to_json_string"):

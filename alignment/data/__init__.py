@@ -1,5 +1,6 @@
 """Prompts and preferences."""
 
+from .latents import LatentCache, fit_video, load_latent, save_latent
 from .media import check_media
 from .preference_json import parse_record, to_json
 from .preferences import Group, Member, Pair, PreferenceStream, combined, judged_by_people, score_of
@@ -22,6 +23,7 @@ from .stream import Stream
 
 __all__ = [
     "Group",
+    "LatentCache",
     "Member",
     "Pair",
     "PreferenceStream",
@@ -37,9 +39,11 @@ __all__ = [
     "conditions",
     "decided",
     "exchanged",
+    "fit_video",
     "frame_labels",
     "judged_by_people",
     "label_from_scores",
+    "load_latent",
     "num_segments",
     "pareto_front",
     "pareto_pairs",
@@ -49,6 +53,7 @@ __all__ = [
     "read_preferences",
     "read_prompts",
     "read_videos",
+    "save_latent",
     "score_of",
     "segment_bounds",
     "segment_of_latent_frames",
