@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from .config import Recipe
-from .data import Prompt, read_prompts
+from .data import Prompt, check_media, read_preferences
 from .errors import UserError
 from .lora import check_targets
+from .pairs import PairConfig
 from .policy import DENOISERS
-from .training import evaluation_prompts
+from .preference import MatchingConfig
+from .training import evaluation_prompts, training_prompts
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OURS = ("prompt", "num_inference_steps", "generator", "latents", "output_type", "return_dict")
@@ -32,6 +34,37 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
     """
     from rewards import RewardError
     from rewards import check as check_reward
+
+    pipeline = check_sampling(recipe)
+    algorithm = importlib.import_module(type(recipe.algorithm).__module__)
+    if recipe.data.preferences and not isinstance(recipe.algorithm, MatchingConfig):
+        name = algorithm.__name__.rpartition(".")[2]
+        raise UserError(f"data.preferences: {name} learns from samples of its own; name data.prompts instead")
+    if recipe.data.held_out and not isinstance(recipe.algorithm, PairConfig):
+        raise UserError("data.held_out: is for algorithms that tell pairs apart, as flow_dpo; leave it out")
+    if wrong := algorithm.check(recipe, processes):
+        raise UserError(wrong[0])
+    if recipe.evaluation.num_prompts < processes:
+        raise UserError(f"evaluation.num_prompts: {recipe.evaluation.num_prompts} for {processes} processes")
+    prompts, held_out = training_prompts(recipe), evaluation_prompts(recipe)
+    for key in ("preferences", "held_out"):
+        if path := getattr(recipe.data, key):
+            check_media(read_preferences(path, f"data.{key}"), f"data.{key}: {path}")
+    for name, reward in recipe.rewards.items():
+        try:
+            check_reward(reward.use, **reward.options)
+        except RewardError as error:
+            raise UserError(f"rewards.{name}: {error}") from error
+    check_images(pipeline, prompts, held_out)
+    notes = [f"{len(prompts)} prompts, pipeline {pipeline.__name__}"]
+    return notes + memory_estimate(recipe)
+
+
+def check_sampling(recipe: Recipe) -> type:
+    """What it takes to sample: the sampler, the machine, the pipeline, whose class is returned.
+
+    Raises: UserError for the first thing found wrong.
+    """
     from samplers import KERNELS
 
     if recipe.sampler.kernel not in KERNELS:
@@ -40,22 +73,8 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
         raise UserError(
             f"sampler.noise_level: {recipe.sampler.noise_level}; kernel {recipe.sampler.kernel} takes 0 to 1"
         )
-    algorithm = importlib.import_module(type(recipe.algorithm).__module__)
-    if wrong := algorithm.check(recipe, processes):
-        raise UserError(wrong[0])
-    if recipe.evaluation.num_prompts < processes:
-        raise UserError(f"evaluation.num_prompts: {recipe.evaluation.num_prompts} for {processes} processes")
     check_machine(recipe)
-    prompts, held_out = read_prompts(recipe.data.prompts), evaluation_prompts(recipe)
-    for name, reward in recipe.rewards.items():
-        try:
-            check_reward(reward.use, **reward.options)
-        except RewardError as error:
-            raise UserError(f"rewards.{name}: {error}") from error
-    pipeline = check_pipeline(recipe)
-    check_images(pipeline, prompts, held_out)
-    notes = [f"{len(prompts)} prompts, pipeline {pipeline.__name__}"]
-    return notes + memory_estimate(recipe)
+    return check_pipeline(recipe)
 
 
 def check_machine(recipe: Recipe) -> None:

@@ -70,7 +70,10 @@ class RewardConfig:
 
 @dataclass
 class DataConfig:
-    prompts: str = MISSING  # .txt, one prompt a line; .jsonl or .csv with a column "prompt", and "image" (a file)
+    prompts: str | None = None  # .txt, one a line; .jsonl or .csv with a column "prompt", and "image" (a file)
+    preferences: str | None = None  # pairs or groups of videos, .jsonl or .csv: what there is to learn from them
+    held_out: str | None = None  # preferences that are never trained on; evaluations say how many the policy shares
+    latents: str | None = None  # folder of encoded videos; None: inside the run folder
     shuffle: bool = True
 
 
@@ -280,6 +283,10 @@ def _check_values(recipe: Recipe, where: str) -> None:
     def value(key: str) -> Any:
         return functools.reduce(getattr, key.split("."), recipe)
 
+    if not (recipe.data.prompts or recipe.data.preferences):
+        raise UserError(f"{where}: missing key data.prompts, or data.preferences for what learns from given videos")
+    if recipe.data.prompts and recipe.data.preferences:
+        raise UserError(f"{where}: data: preferences bring their own prompts; leave data.prompts out")
     for key, choices in CHOICES.items():
         if value(key) not in choices:
             named = ", ".join("null" if choice is None else choice for choice in choices)
@@ -306,4 +313,4 @@ def _check_values(recipe: Recipe, where: str) -> None:
         if not math.isfinite(reward.weight):
             raise UserError(f"{where}: rewards.{name}.weight: {reward.weight} is not finite")
     if not recipe.trained_rewards:
-        raise UserError(f"{where}: rewards: none has a weight; name at least one to train on")
+        raise UserError(f"{where}: rewards: none has a weight; name at least one to train on, or to evaluate by")

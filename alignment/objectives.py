@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .preference_losses import matching_error
+
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """(B,) PPO's clipped loss, max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log_ratio).
@@ -118,8 +120,7 @@ def matching_log_prob(velocity: Tensor, noise: Tensor, x0: Tensor, weight: float
     Source: AWM (arXiv 2509.25050), which prefers w = 1. Its code knows sigma and sigma^2, too; its recipes use
         4 sigma m^(1/4), m the mean square, which the paper does not mention.
     """
-    target = noise.double() - x0.double()
-    return -weight * (velocity.double() - target).square().flatten(1).mean(1)
+    return -weight * matching_error(velocity, noise, x0)
 
 
 def adaptive_log_prob(velocity: Tensor, x: Tensor, x0: Tensor, sigma: float | Tensor) -> Tensor:

@@ -36,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"error: {_joined(error)}", file=sys.stderr)
+        print(f"error: {joined(error)}", file=sys.stderr)
         return 2
     except TrainingStopped as error:
-        print(f"stopped: {_joined(error)}", file=sys.stderr)
+        print(f"stopped: {joined(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped: interrupted before training", file=sys.stderr)
@@ -75,10 +75,11 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
     """A run that is ready to train: policy loaded and self-checked, prompts embedded, state restored."""
     from .check import check_disk, check_images
     from .policy import load_policy
+    from .preference import MatchingConfig, look_at_pipeline
     from .scoring import Scorer
     from .training import Run
 
-    _quiet_loading()
+    quiet_loading()
     scorer = Scorer(recipe, processes.device)
     policy = load_policy(recipe.model, recipe.sampler, recipe.call, processes.device)
     check_disk(recipe.folder, sum(p.numel() for p in policy.parameters.values()), recipe)
@@ -87,7 +88,10 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
     session = Run(recipe, policy, scorer, processes)
     check_images(type(policy.pipe), session.stream.prompts, session.evaluation_prompts)
     policy.cache_embeddings(Path(recipe.model.embeddings or recipe.folder / "embeddings"))
-    _try_out(policy, session.stream.prompts[0])
+    try_out(policy, session.stream.prompts[0])
+    if isinstance(recipe.algorithm, MatchingConfig):
+        look_at_pipeline(policy, recipe.algorithm, session.stream.prompts[0])
+        session.given.prepare()
     if recipe.model.drop_encoders:
         policy.release_encoders([p.text for p in [*session.stream.prompts, *session.evaluation_prompts]])
     if resume and not session.resume():
@@ -128,7 +132,7 @@ def train(session: Run) -> None:
     _report(session)
 
 
-def _try_out(policy: Policy, prompt: Prompt) -> None:
+def try_out(policy: Policy, prompt: Prompt) -> None:
     """The self-check, which is also the first time that the pipeline runs with the recipe's arguments."""
     from .data import conditions
     from .self_check import self_check
@@ -164,7 +168,7 @@ def _rescue(session: Run) -> None:
         try:
             write()
         except Exception as error:
-            session.display.say(f"{what} not saved: {_joined(error)}")
+            session.display.say(f"{what} not saved: {joined(error)}")
 
 
 def _report(session: Run) -> None:
@@ -174,7 +178,7 @@ def _report(session: Run) -> None:
         session.display.say(f"report: {write_report(session.folder)}")
 
 
-def _quiet_loading() -> None:
+def quiet_loading() -> None:
     """Progress bars of the libraries belong on a terminal only."""
     import diffusers
     import transformers
@@ -194,8 +198,8 @@ def _claim_folder(recipe: Recipe, resume: bool) -> None:
     folder = recipe.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output: {folder} is a file")
-    # A run that was refused before it began leaves prompt embeddings at most.
-    if not resume and folder.is_dir() and any(path.name != "embeddings" for path in folder.iterdir()):
+    # A run that was refused before it began leaves embedded prompts and encoded videos at most.
+    if not resume and folder.is_dir() and any(path.name not in ("embeddings", "latents") for path in folder.iterdir()):
         raise UserError(
             f"output: {folder} already holds a run; add --resume to go on, or output=... for another folder"
         )
@@ -207,7 +211,7 @@ def _claim_folder(recipe: Recipe, resume: bool) -> None:
         raise UserError(f"output: {folder} cannot be written to")
 
 
-def _joined(error: Exception) -> str:
+def joined(error: Exception) -> str:
     """All of a message, in one line."""
     return " ".join(str(error).split())
 

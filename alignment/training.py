@@ -23,11 +23,12 @@ from samplers import seed_for
 from .alarms import Alarms
 from .checkpoint import State, checkpoints, load_state, restore, save_state
 from .config import Recipe
-from .data import Prompt, PromptStream, read_prompts
+from .data import Prompt, PromptStream, read_preferences, read_prompts
 from .distributed import Processes
 from .early_stop import best_weights, past_peak, peak_words, watch
 from .errors import TrainingStopped
 from .evaluation import evaluate, evaluation_words
+from .given import Given
 from .metrics import Display, MetricsFile, Timer, Tracker, plain
 from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate
 from .policy import Policy
@@ -52,8 +53,9 @@ class Run:
         self.folder: Path = recipe.folder
         self.iteration = self.completed = 0
         self.saved = -1  # iteration of the newest checkpoint
-        self.stream = PromptStream(read_prompts(recipe.data.prompts), recipe.seed, recipe.data.shuffle)
+        self.stream = PromptStream(training_prompts(recipe), recipe.seed, recipe.data.shuffle)
         self.evaluation_prompts = evaluation_prompts(recipe)
+        self.given = Given(self)
         self.optimizer = build_optimizer(policy.parameters, recipe.optimizer)
         self.average = WeightAverage(policy.parameters, recipe.ema)
         self.timer = Timer(policy.device, lambda: policy.evaluations)
@@ -62,6 +64,7 @@ class Run:
         self.memory: dict[str, Any] = {}
         self.start = {name: _sampled(p) for name, p in policy.parameters.items()}
         self.stopping = False
+        self.also_evaluated: Callable[[], dict[str, float]] | None = None  # what an algorithm adds to evaluations
         self.gradient_norms: list[float] = []
         self.metrics: MetricsFile | None = None
         self.alarms: Alarms | None = None
@@ -104,8 +107,8 @@ class Run:
             if best_weights(self):  # which may be those that were just evaluated
                 self.saved = -1
                 self.save()
-        if past_peak(self):  # a resumed run had ended
-            self.display.say(peak_words(self))
+        if past_peak(self) or "ended" in self.memory:  # a resumed run had ended
+            self.display.say(self.memory.get("ended") or peak_words(self))
             return
         with _graceful_stop(self):
             for iteration in range(self.completed + 1, self.recipe.iterations + 1):
@@ -148,15 +151,21 @@ class Run:
                 self.display.say(line)
         if self._ended() or self.iteration % self.recipe.checkpoint.every == 0:
             self.save()
+        if "ended" in self.memory:
+            self.display.say(self.memory["ended"])
         if self._ended() and best_weights(self):
             self.display.say(peak_words(self))
 
     def _ended(self) -> bool:
-        return self.completed == self.recipe.iterations or past_peak(self)
+        return self.completed == self.recipe.iterations or past_peak(self) or "ended" in self.memory
+
+    def end(self, reason: str) -> None:
+        """Let this iteration be the last one."""
+        self.memory["ended"] = reason
 
     def _evaluation_due(self, iteration: int) -> bool:
         every = self.recipe.evaluation.every
-        return iteration == self.recipe.iterations or (every > 0 and iteration % every == 0)
+        return "ended" in self.memory or iteration == self.recipe.iterations or (every > 0 and iteration % every == 0)
 
     def _own_metrics(self) -> dict[str, float]:
         seconds = self.timer.seconds
@@ -260,6 +269,8 @@ class Run:
         _seed_globally(seed_for(self.recipe.evaluation.seed, "evaluation", self.processes.rank))
         with self._averaged():
             found = evaluate(self, iteration)
+            if self.also_evaluated:
+                found |= self.also_evaluated()
             if self.recipe.evaluation.patience:
                 watch(self, iteration, found[f"eval/reward/{self.recipe.evaluation.watch}"])
         self.display.say(f"evaluation at iteration {iteration}: {evaluation_words(found)}")
@@ -294,9 +305,16 @@ class Run:
 def evaluation_prompts(recipe: Recipe) -> list[Prompt]:
     """The held-out prompts, repeated (with other seeds) where there are fewer than asked for."""
     config = recipe.evaluation
-    key = "evaluation.prompts" if config.prompts else "data.prompts"
-    prompts = read_prompts(config.prompts or recipe.data.prompts, key)
+    prompts = read_prompts(config.prompts, "evaluation.prompts") if config.prompts else training_prompts(recipe)
     return [prompts[i % len(prompts)] for i in range(config.num_prompts)]
+
+
+def training_prompts(recipe: Recipe) -> list[Prompt]:
+    """Those of the recipe's prompts, or of its preferences."""
+    if recipe.data.prompts:
+        return read_prompts(recipe.data.prompts)
+    prompts = [record.prompt for record in read_preferences(recipe.data.preferences)]
+    return list({(prompt.text, prompt.image): prompt for prompt in prompts}.values())
 
 
 def _sampled(p: Tensor) -> Tensor:

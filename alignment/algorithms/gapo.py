@@ -1,0 +1,115 @@
+"""GAPO (AniSora, arXiv 2504.10044): Flow-DPO in which a pair counts by how far its scores lie apart.
+
+A pair's loss is weighted with base^better - base^worse of its members' scores in [0, 1]: 1 at the widest gap, 0 for a
+tie, and among equal gaps more where both are good. Scores are brought to [0, 1] by `score_range`.
+
+    released code, CogVideoX of 5B with v-prediction     beta 5000, base 2, scores of 0 to 100
+
+Differs from the released code: it averages the losses before it multiplies them with the weights, which is right for
+one pair a batch only; here each pair has its own weight. Pairs come as in Flow-DPO, given or sampled by the policy.
+
+Logs: as flow_dpo, and weight (mean of the pairs').
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..config import Recipe
+from ..data import score_of
+from ..errors import UserError
+from ..pairs import (
+    Compared,
+    PairConfig,
+    check_pairs,
+    close_iteration,
+    decided_pairs,
+    given_examples,
+    sampled_examples,
+    update,
+    watch_held_out,
+)
+from ..preference import Batch, watch_pairs
+from ..preference_losses import dpo_loss, gap_weight, margin
+from ..tally import Tally
+from ..training import Run
+
+
+@dataclass
+class Config(PairConfig):
+    score_range: list[float] = field(default_factory=lambda: [0.0, 1.0])  # what scores are 0 and 1; beyond: the ends
+    base: float = 2.0  # of the weight; more favours pairs of which one is very good
+
+
+def check(recipe: Recipe, processes: int = 1) -> list[str]:
+    """Combinations that cannot learn, one line each."""
+    config: Config = recipe.algorithm
+    wrong = check_pairs(recipe, processes)
+    if len(config.score_range) != 2 or config.score_range[0] >= config.score_range[1]:
+        wrong.append(f"algorithm.score_range: {config.score_range} is not [lowest, highest]")
+    if config.base <= 1:
+        wrong.append(f"algorithm.base: {config.base} is not above 1")
+    return wrong
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether the weights before training have to be at hand."""
+    return not config.renew_reference
+
+
+def train(run: Run) -> None:
+    """Train until the recipe's iterations are done."""
+    data = run.recipe.data
+    watch_held_out(run, compared(run, data.held_out), partial(watch, run))
+    given = compared(run, data.preferences)
+    updates = given_examples(run, given) if given else partial(sampled_examples, run, partial(weight, run))
+    for _ in run.iterations():
+        tally = Tally()
+        for examples in updates():
+            update(run, examples, partial(losses, run, tally), tally)
+        close_iteration(run, tally)
+
+
+def compared(run: Run, path: str | None) -> list[Compared]:
+    """The pairs of a file, each with its weight.
+
+    Raises: UserError for a pair without scores, or whose label they contradict.
+    """
+    found = []
+    for pair in decided_pairs(run, path):
+        scores = score_of(pair, run.recipe.algorithm.dimension)
+        if scores is None or scores[0] < scores[1]:
+            what = "has no scores" if scores is None else f"is scored {scores[0]:g} for the better one, {scores[1]:g}"
+            raise UserError(f"{path}: line {pair.line}: {what}; gapo weights pairs by scores that agree with the label")
+        found.append(Compared(pair, weight(run, *scores)))
+    return found
+
+
+def weight(run: Run, better: float, worse: float) -> float:
+    """A pair's weight, from 0 to base - 1."""
+    config: Config = run.recipe.algorithm
+    low, high = config.score_range
+    scaled = ((torch.tensor([better, worse], dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+    return float(gap_weight(scaled[0], scaled[1], config.base))
+
+
+def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> Tensor:
+    """(P,) weighted; errors and reference (P, 2)."""
+    watch(run, tally, errors, reference, batch)
+    tally.add("weight", batch.weights)
+    found = batch.weights * dpo_loss(margins(run, errors, reference))
+    return found + run.recipe.algorithm.anchor * errors[:, 0]
+
+
+def watch(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> None:
+    """Note how the policy tells these pairs apart."""
+    watch_pairs(tally, margins(run, errors, reference), errors, reference, batch.levels)
+
+
+def margins(run: Run, errors: Tensor, reference: Tensor) -> Tensor:
+    """(P,) z."""
+    return margin(errors[:, 0], errors[:, 1], reference[:, 0], reference[:, 1], run.recipe.algorithm.beta)
