@@ -35,6 +35,7 @@ def folder(tmp_path):
     """Files that are there; what is in them is read by `check_media` alone."""
     for name in ("a.mp4", "b.mp4", "c.mp4", "a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(b"-")
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "a.mp4")
     iio.imwrite(tmp_path / "first.png", np.zeros((4, 4, 3), np.uint8))
     return tmp_path
 
@@ -122,6 +123,8 @@ def test_order_and_lines_are_the_files(folder):
         ("0", 4, Pair),
     ]
     assert records[1].prompt.text == "a\u2028b\u0085c"
+    inside = json.dumps(PAIR).replace(" ", "\r").encode().replace(b"a\rkite", b"a kite")  # space, to JSON
+    assert [record.line for record in read_preferences(written(folder, [inside, {**PAIR, "id": "3"}]))] == [1, 2]
 
 
 def test_windows_file_with_a_mark_in_front(folder):
@@ -153,6 +156,7 @@ WRONG = [
     ({**PAIR, "image": "gone.png"}, "cannot read the image"),
     ({**PAIR, "image": "a.mp4"}, "cannot read the image"),
     ({**PAIR, "b": {"video": "./a.mp4"}}, "a and b are the same file"),
+    ({**PAIR, "b": {"video": "link.mp4"}}, "a and b are the same file"),
     (
         {**GROUP, "members": [{"video": "a.mp4"}, {"video": "b.mp4"}, {"video": "a.mp4"}]},
         "members[0] and members[2] are",
@@ -192,6 +196,7 @@ WRONG = [
     ({**PAIR, **SEGMENTS, "seg_labels": [1, 2, 0, 0, 0]}, '"seg_labels[1]" is 2'),
     ({**PAIR, **SEGMENTS, "seg_labels": [1, 0.5, 0, 0, 0]}, '"seg_labels[1]" is 0.5'),
     ({**PAIR, **SEGMENTS, "seg_sec": 0.01, "seg_labels": [1]}, "shorter than a frame"),
+    ({**PAIR, "fps": True}, '"fps" is True; it should be a finite number'),
     ({**PAIR, "fps": 0}, '"fps" is 0; it should be a finite number above 0'),
     ({**PAIR, "frames": 81.0}, '"frames" is 81.0; it should be a whole number of at least 1'),
     ({**PAIR, "eta": 1.5}, '"eta" is 1.5'),
