@@ -14,6 +14,7 @@ import pytest
 from alignment.annotate import main
 from alignment.annotation.labels import BTT_BAND
 from alignment.data import btt_label, read_preferences
+from tests.rewards.judges.judge_servers import ScriptedServer, content_of, says
 
 ROOT = Path(__file__).parents[2]
 FPS = 8
@@ -214,6 +215,27 @@ def test_judges_are_asked_in_both_orders(place):
     assert [p.scores["Judge"] for p in found] == [(1, 0), (0, 1), (0.5, 0.5), (0.5, 0.5)]
     assert sorted(calls()) == sorted([[200, 50], [50, 200], [90, 100], [100, 90]])  # each once, for all pairs
     assert summary()["order_consistency"] == 0.5
+
+
+def test_a_vision_language_judge_is_asked_twice_a_pair(place):
+    """Not four times, though it would ask in both orders by itself; a call that fails is asked again."""
+    script = {"lost": True}
+
+    def answer(request):
+        if script.pop("lost", False):
+            return says("hard to say")
+        first, second = (part.mean() for part in content_of(request) if not isinstance(part, str))
+        return says(f"<answer>Video {1 if first > second - 30 else 2} is better</answer>")
+
+    with ScriptedServer(answer) as server:
+        reward = f"vlm_pairwise:style=think,url={server.url},model=m,frames=1,retries=0,concurrency=1"
+        index(pair(200, 50), pair(90, 100))
+        run("--reward", reward, "--no-probes", code=2)
+        assert len(server.requests) == 4
+        first, second = labelled("--reward", reward)
+        assert len(server.requests) == 5
+    assert (first.label, first.order_consistent, first.scores) == (1, True, {"vlm_pairwise": (1, 0)})
+    assert (second.label, second.order_consistent, second.scores) == (0, False, {"vlm_pairwise": (0.5, 0.5)})
 
 
 def test_groups_become_pairs(place):
@@ -508,3 +530,13 @@ def test_a_line_a_question_where_there_is_no_terminal(place, capsys):
         "[4/4] 50.mp4 or 200.mp4  Judge 0.0000:1.0000",
     ]
     assert lines[-1] == "written: pairs.jsonl"
+
+
+def test_a_bar_on_a_terminal(place, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich believe in a terminal
+    index(pair(200, 50))
+    run("--reward", "my.py:bright", "--no-probes")
+    out = capsys.readouterr().out
+    assert "2/2" in out
+    assert "[1/2]" not in out
+    assert "1 pairs, 0 of them ties" in out
