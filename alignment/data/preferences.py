@@ -84,8 +84,11 @@ def deciding(pair: Pair) -> Score:
 
 
 def score_of(pair: Pair, score: Score = None) -> tuple[float, float] | None:
-    """`combined` of a and of b, by default of the score that decides; None where a score that this takes lacks."""
-    found = combined_each(pair.scores, deciding(pair) if score is None else score)
+    """`combined` of a and of b; None where a score that this takes lacks.
+
+    Where an annotator bears the name of one of the scores, it is that one which None means: the label follows it.
+    """
+    found = combined_each(pair.scores, pair.annotator if score is None and pair.annotator in pair.scores else score)
     return (found[0], found[1]) if found and all(map(math.isfinite, found)) else None
 
 

@@ -163,8 +163,7 @@ def label_from_scores(
     values = combined_each(scores, score)
     if not values or not all(map(math.isfinite, values)):
         return None
-    gap = values[0] - values[1]
-    return 0 if abs(gap) <= _checked(tie_eps) else _sign(gap)
+    return _beyond(values[0] - values[1], tie_eps)
 
 
 def btt_label(difference: float, theta: float = 5.0) -> int:
@@ -235,6 +234,10 @@ def _label(pair: Pair, dimension: str | None, tie_eps: float) -> int | None:
 def _finite(group: Group, score: Score) -> dict[int, float]:
     """The number of each member that has one."""
     return {i: value for i, value in enumerate(combined_each(group.scores, score)) if math.isfinite(value)}
+
+
+def _beyond(gap: float, tie_eps: float) -> int:
+    return 0 if abs(gap) <= _checked(tie_eps) else _sign(gap)
 
 
 def _checked(tie_eps: float) -> float:

@@ -239,6 +239,13 @@ def test_people_may_differ_from_the_scores(folder, annotator):
     assert parse_record(row, folder, 1)[1] == []
 
 
+def test_the_annotators_own_score_is_what_a_label_follows(folder):
+    row = {**PAIR, "label": 1, "scores": {"VQ": [2, 1], "MQ": [0, 5]}, "annotator": "VQ"}
+    assert parse_record(row, folder, 1)[1] == []
+    assert "'MQ' scored a 0 and b 5" in parse_record({**row, "annotator": "MQ"}, folder, 1)[1][0]
+    assert "'both' scored a 1 and b 3" in parse_record({**row, "annotator": "both"}, folder, 1)[1][0]
+
+
 def test_a_reward_may_call_close_scores_a_tie(folder):
     assert parse_record({**PAIR, "label": 0, "scores": {"VQ": [1, 1.2]}, "annotator": "vq"}, folder, 1)[1] == []
     assert parse_record({**PAIR, "label": -1, "scores": {"VQ": [1, 1.2]}, "annotator": "vq"}, folder, 1)[1] == []

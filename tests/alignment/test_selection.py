@@ -240,6 +240,16 @@ def test_what_decides_a_pair():
         decided([by_label], "MQ")
 
 
+def test_the_annotators_own_score_decides():
+    ours = pair(None, annotator="VQ", VQ=(2.0, 1.0), MQ=(0.0, 5.0))
+    assert score_of(ours) == (2.0, 1.0)
+    assert score_of(ours, "MQ") == (0.0, 5.0)
+    assert decided([ours])[0].a == ours.a
+    assert decided([ours], "MQ")[0].a == ours.b
+    with pytest.raises(UserError, match="1 tied"):
+        decided([ours._replace(label=1)], tie_eps=1.0)
+
+
 def test_ties_are_left_out_in_order():
     records = [pair(1, line=1), pair(0, line=2), pair(line=3, VQ=(1.0, 1.0)), pair(line=4), pair(line=5, VQ=(1.0, 1.1))]
     assert [made.line for made in decided(records)] == [1, 5]
