@@ -143,7 +143,7 @@ def test_only_videos_of_the_call_are_encoded(family):
             encoder(torch.rand(1, *shape))
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", ["wan", "wan_first_frame", "ltx", "ltx_image_to_video", "hunyuan_video", "flux"])
 def test_in_bfloat16(name):
     """As precise as the latents, and not less: Wan's tail would round them to the VAE's dtype before it shifts them."""
     pipe, call = BUILT[name]()
