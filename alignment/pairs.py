@@ -164,7 +164,8 @@ def update(
         frame_of: see `batches`.
     """
     config: PairConfig = run.recipe.algorithm
-    count = run.processes.total(len(examples)) if count is None else count
+    pairs = run.processes.total(len(examples))
+    count = pairs if count is None else count
     if count == 0:
         return
     with run.timer("update"):
@@ -173,7 +174,7 @@ def update(
 
             def visit(errors: Tensor, batch: Batch = batch, reference: Tensor = reference) -> None:
                 losses = loss(errors, reference, batch)
-                tally.add("loss", losses)
+                tally.add("loss", losses * (pairs / count))  # whose mean over pairs is the loss
                 (losses.sum() / count).backward()
 
             batch.visit(visit)

@@ -15,7 +15,7 @@ from torch import Tensor
 from samplers import seed_for
 
 from .config import Recipe
-from .data import Group, Member, Pair, Prompt, Stream, combined
+from .data import Group, Member, Pair, Prompt, Stream, combined, score_of
 from .noised import check_clean, sample_clean
 from .preference import Batch, Example, MatchingConfig, batches, check_matching
 from .tally import Tally
@@ -166,11 +166,13 @@ def update(run: Run, examples: Sequence[Example], tally: Tally) -> None:
 
 def _scores(record: Pair | Group, dimension: str | None) -> list[float | None]:
     """Of each member; None where it has none."""
-    rows = [{name: row[i] for name, row in record.scores.items()} for i in range(len(record.members))]
-    found = [combined(row, dimension) for row in rows]
-    if isinstance(record, Pair) and not all(map(math.isfinite, found)):
+    if isinstance(record, Pair):
+        if (scores := score_of(record, dimension)) is not None:
+            return list(scores)
         label = record.labels.get(dimension) if dimension else record.label
         return [None, None] if label is None else [(1 + label) / 2, (1 - label) / 2]
+    rows = [{name: row[i] for name, row in record.scores.items()} for i in range(len(record.members))]
+    found = [combined(row, dimension) for row in rows]
     return [score if math.isfinite(score) else None for score in found]
 
 
