@@ -27,3 +27,8 @@ class TrainingStopped(Exception):
 def one_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def in_one_line(error: BaseException) -> str:
+    """All of a message, in one line."""
+    return " ".join(str(error).split())

@@ -14,8 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .errors import Problems, TrainingStopped, UserError
-from .run import joined
+from .errors import Problems, TrainingStopped, UserError, in_one_line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,10 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"error: {joined(error)}", file=sys.stderr)
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 2
     except (TrainingStopped, KeyboardInterrupt) as error:
-        print(f"stopped: {joined(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
+        print(f"stopped: {in_one_line(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
         return 1
 
 
@@ -55,6 +54,7 @@ def generate(options: argparse.Namespace) -> int:
     from .data import check_media, read_preferences
     from .distributed import Processes
     from .generation import generate_all
+    from .startup import explained
 
     processes = Processes(cpu=recipe.model.device == "cpu")
     check_sampling(recipe)
@@ -62,6 +62,10 @@ def generate(options: argparse.Namespace) -> int:
         check_media(read_preferences(options.guided, "--guided"), "--guided")
     try:
         generate_all(recipe, options, processes)
+    except (OSError, RuntimeError) as error:
+        if reason := explained(error):
+            raise TrainingStopped(reason) from error
+        raise
     finally:
         processes.close()
     return 0

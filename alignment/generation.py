@@ -29,8 +29,8 @@ from .evaluation import as_bytes
 from .given import encode, encoder_of
 from .noised import check_flow
 from .policy import Policy, as_videos, load_policy
-from .run import quiet_loading, try_out
 from .samples import chunks
+from .startup import quiet_loading, try_out
 
 SETTINGS = "generate.json"  # what a folder was made with
 CRF = "10"  # of libx264 without chroma subsampling: rewards change by a thousandth

@@ -11,15 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import Problems, TrainingStopped, UserError
+from .errors import Problems, TrainingStopped, UserError, in_one_line
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from .config import Recipe
-    from .data import Prompt
     from .distributed import Processes
-    from .policy import Policy
     from .training import Run
 
 
@@ -36,10 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"error: {joined(error)}", file=sys.stderr)
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 2
     except TrainingStopped as error:
-        print(f"stopped: {joined(error)}", file=sys.stderr)
+        print(f"stopped: {in_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped: interrupted before training", file=sys.stderr)
@@ -77,6 +75,7 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
     from .policy import load_policy
     from .preference import MatchingConfig, look_at_pipeline
     from .scoring import Scorer
+    from .startup import quiet_loading, try_out
     from .training import Run
 
     quiet_loading()
@@ -108,6 +107,7 @@ def train(session: Run) -> None:
     from rewards import RewardError
 
     from .config import save_recipe
+    from .startup import explained
     from .versions import versions
 
     recipe = session.recipe
@@ -126,40 +126,10 @@ def train(session: Run) -> None:
             session.processes.wait()  # a launcher that sees one end would end the one that still saves
         if isinstance(error, KeyboardInterrupt):
             raise TrainingStopped("interrupted; --resume goes on") from error
-        if reason := _explained(error):
+        if reason := explained(error):
             raise (TrainingStopped if started else UserError)(f"{reason}; once mended, --resume goes on") from error
         raise
     _report(session)
-
-
-def try_out(policy: Policy, prompt: Prompt) -> None:
-    """The self-check, which is also the first time that the pipeline runs with the recipe's arguments."""
-    from .data import conditions
-    from .self_check import self_check
-
-    try:
-        self_check(policy, prompt.text, **conditions([prompt]))
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        if reason := _explained(error):
-            raise UserError(reason) from error
-        given = ", ".join(f"{key}={value}" for key, value in policy.call.items())
-        raise UserError(f"call: {type(policy.pipe).__name__} cannot run with {given}: {error}") from error
-
-
-def _explained(error: BaseException) -> str | None:
-    """What the user has to mend; None where this program is at fault."""
-    import torch
-
-    from rewards import RewardError
-
-    if isinstance(error, (RewardError, OSError)):
-        return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "out of GPU memory: lower batch.rollout, batch.update or evaluation.batch, "
-            "or set model.gradient_checkpointing=true"
-        )
-    return None
 
 
 def _rescue(session: Run) -> None:
@@ -168,7 +138,7 @@ def _rescue(session: Run) -> None:
         try:
             write()
         except Exception as error:
-            session.display.say(f"{what} not saved: {joined(error)}")
+            session.display.say(f"{what} not saved: {in_one_line(error)}")
 
 
 def _report(session: Run) -> None:
@@ -176,16 +146,6 @@ def _report(session: Run) -> None:
 
     if session.processes.is_main:
         session.display.say(f"report: {write_report(session.folder)}")
-
-
-def quiet_loading() -> None:
-    """Progress bars of the libraries belong on a terminal only."""
-    import diffusers
-    import transformers
-
-    if not sys.stderr.isatty():
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
 
 
 def _algorithm(recipe: Recipe) -> ModuleType:
@@ -209,11 +169,6 @@ def _claim_folder(recipe: Recipe, resume: bool) -> None:
         raise UserError(f"output: cannot create {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"output: {folder} cannot be written to")
-
-
-def joined(error: Exception) -> str:
-    """All of a message, in one line."""
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

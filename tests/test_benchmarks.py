@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks import algorithms, branch_cost, random_checkpoints, reward_throughput, serve_throughput
+from benchmarks import algorithms, branch_cost, preferences, random_checkpoints, reward_throughput, serve_throughput
 from benchmarks.filmstrip import filmstrip
 from benchmarks.seeds import markdown, run_seed
 from benchmarks.serve_throughput import Load
 from benchmarks.throughput import PHASES, measure, table
+from examples.tiny_world.clips import make
 from rewards.arguments import RewardArgument
 
 ROOT = Path(__file__).parent.parent
@@ -131,3 +133,35 @@ def test_results_state_what_they_were_made_with() -> None:
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         result = json.loads(path.read_text("utf-8"))
         assert {"command", "versions"} <= result.keys(), path
+
+
+def test_preference_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two arms of different questions, made small: data by the commands, runs, and the page."""
+    monkeypatch.setattr(preferences, "BUDGET", ["iterations=1", "algorithm.batch_size=2", "evaluation.num_prompts=2"])
+    monkeypatch.setattr(preferences, "HELD_OUT", 2)
+    monkeypatch.setattr(preferences, "clips", lambda folder, *options: _few_clips(folder, *options))
+    out = tmp_path / "preferences"
+    arms = ["dense_dpo", "seppo", "guided"]
+    monkeypatch.setattr(sys, "argv", ["preferences", "--out", str(out), "--seeds", "0", "--arms", *arms])
+    assert preferences.main() == 0
+    found = json.loads((out / "results/dense_dpo_0.json").read_text("utf-8"))
+    assert found["pairs"] == 4
+    assert 0 <= found["held_out"] <= 1
+    target = tmp_path / "page"
+    monkeypatch.setattr(sys, "argv", ["preferences", "--out", str(out), "--report", str(target)])
+    assert preferences.main() == 0
+    page = target.with_suffix(".md").read_text("utf-8")
+    assert page.count("| dense_dpo |") == page.count("| seppo |") == page.count("| guided |") == 1
+
+
+def _few_clips(folder: Path, *options: str) -> Path:
+    make(["--out", str(folder), "--num", "6", *options])
+    return folder
+
+
+def test_calm_judge_by_hand() -> None:
+    """A frame that changes by .1 everywhere costs half; a still video loses nothing."""
+    video = torch.zeros(1, 3, 3, 4, 4)
+    assert preferences.calm(video, [""]).item() == 1
+    video[:, 1] = 0.1
+    assert preferences.calm(video, [""]).item() == pytest.approx(0.5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,13 +20,14 @@ from . import world
 FPS = 8
 
 
-def main() -> None:
+def make(arguments: Sequence[str] | None = None) -> None:
+    """Write the clips that the command asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--speed", choices=list(SPEEDS), help="of all sprites; default: any")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     generator = torch.Generator().manual_seed(options.seed)
     sprites = world.sample(options.num * (2 * len(SPEEDS) if options.speed else 1), generator)
     if options.speed:
@@ -43,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    make()
