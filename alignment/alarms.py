@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from .config import Recipe
-from .diagnostics import AT_ONCE, AVERAGED, Metrics, diagnose
+from .diagnostics import AT_ONCE, AVERAGED, diagnose
 from .gain_checks import Finding, check_gain
+from .logs import Metrics
 from .report.folder import load_evaluations
 
 ENOUGH = 5  # iterations before averages over them count

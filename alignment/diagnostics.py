@@ -14,6 +14,8 @@ from typing import Any
 
 from .gain_checks import LEVELS, Finding, check_gain, check_images
 from .gains import Gain, Paired, compare, decompose, finite, mean, number, paired, peak, summary
+from .logs import ENDS, Metrics, column, lately, phase_seconds
+from .preference_checks import PAIR_CHECKS
 from .settings import more_kl, setting, value_of
 
 __all__ = ["Finding", "Gain", "Paired", "compare", "decompose", "diagnose", "paired", "summary"]
@@ -34,11 +36,9 @@ SPIKE_MIN_ITERATIONS = 5  # fewer values have no meaningful median
 DOMINANT_SHARE = 0.6  # gradient share of one of three or more steps; of two steps 0.8
 WEIGHTS_UNMOVED = 1e-7  # relative change of the trained weights: less is rounding
 WEIGHTS_FAR = 1.0  # the weights changed by more than their own size
-ENDS = 3  # iterations averaged at either end of the run
 CLIP, RATE = ("clip", "clip_range"), ("lr", "learning_rate")  # names of settings, ours first
 SLOW_PHASE = 0.5  # share of an iteration spent outside rollout and update
 
-Metrics = Sequence[Mapping[str, Any]]
 Evaluations = Sequence[Mapping[str, Any]]
 
 
@@ -62,11 +62,6 @@ def diagnose(metrics: Metrics, evaluations: Evaluations, config: Mapping[str, An
 def _image_statistics(metrics: Metrics) -> dict[str, float]:
     keys = {key for line in metrics for key in line if key.startswith("image/")}
     return {key: mean(column(metrics, key)) for key in sorted(keys)}
-
-
-def column(metrics: Metrics, key: str) -> list[float]:
-    """The usable values of one metric, in order."""
-    return [line[key] for line in metrics if finite(line.get(key))]
 
 
 # --- what the iterations say -----------------------------------------------------------------------------------------
@@ -140,7 +135,7 @@ def _spread(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
         yield Finding("alarm", "The reward is dead", text)
         return
-    share = _lately(metrics, "groups/zero_spread")
+    share = lately(metrics, "groups/zero_spread")
     if share > ZERO_SPREAD:
         size = setting(config, "group_size", "samples_per_prompt", default="the number of samples a prompt")
         text = (
@@ -151,8 +146,8 @@ def _spread(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _exploration(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
-    share = _lately(metrics, "groups/spread_share")
-    if share < LITTLE_SPREAD and not _lately(metrics, "groups/zero_spread") > ZERO_SPREAD:
+    share = lately(metrics, "groups/spread_share")
+    if share < LITTLE_SPREAD and not lately(metrics, "groups/zero_spread") > ZERO_SPREAD:
         text = (
             f"In the last third of the iterations {number(100 * share)} % of the rewards' variance lay within groups: "
             "the samples of a prompt are nearly alike to the reward, whose own noise may decide which of them wins. "
@@ -176,12 +171,6 @@ def _more_exploration(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _lately(metrics: Metrics, key: str) -> float:
-    """Mean of a metric over the last third of its values; nan where there are none."""
-    values = column(metrics, key)
-    return mean(values[-max(1, len(values) // 3) :])
-
-
 def _missing(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
     masked = column(metrics, "reward/invalid")
     bad = sum(count > 0 for count in masked)
@@ -192,7 +181,8 @@ def _missing(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
         yield Finding("alarm" if bad > len(masked) / 2 else "warning", "Rewards were missing", text)
     for key in ("loss", "grad_norm", "reward/mean"):
-        there = [line[key] for line in metrics if key in line]
+        updated = [line for line in metrics if key == "reward/mean" or line.get("nfe/update") != 0]  # not all tied
+        there = [line[key] for line in updated if key in line]
         holes = sum(not finite(value) for value in there)
         if holes > 0 and any(map(finite, there)):
             rate = setting(config, *RATE, default="the learning rate")
@@ -277,13 +267,6 @@ def _time(metrics: Metrics, config: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("note", f"Slow phase: {name}", text)
 
 
-def phase_seconds(metrics: Metrics) -> dict[str, float]:
-    """Seconds of the whole run by phase: rollout, decode, reward, update, and other (the rest of the iterations)."""
-    phases = {name: sum(column(metrics, f"time/{name}")) for name in ("rollout", "decode", "reward", "update")}
-    rest = sum(column(metrics, "time/iteration")) - sum(phases.values())
-    return {name: seconds for name, seconds in (phases | {"other": max(rest, 0.0)}).items() if seconds > 0}
-
-
 def _length(metrics: Metrics, evaluations: Evaluations, config: Mapping[str, Any]) -> Iterator[Finding]:
     planned = config.get("iterations")
     if not finite(planned) or len(metrics) >= planned:
@@ -293,10 +276,13 @@ def _length(metrics: Metrics, evaluations: Evaluations, config: Mapping[str, Any
     if patience and best and sum(e["iteration"] > best[0] for e in evaluations) >= patience:
         text = f"{logged}: {patience} evaluations after iteration {best[0]} were not better (`evaluation.patience`)."
         yield Finding("note", "Stopped at the peak", text)
+    elif (limit := value_of(config, "max_winner_error")) and (column(metrics, "error/winner") or [0])[-1] > limit:
+        limit = setting(config, "max_winner_error", default="")
+        yield Finding("note", "Stopped where better members drift away", f"{logged}: their error passed {limit}.")
     else:
         yield Finding("note", "Not finished", f"{logged}: the run was stopped, or is still going.")
 
 
 AT_ONCE = (_first_ratio, _clipped_early, _missing)  # one iteration shows it
-AVERAGED = (_clipping, _spread, _exploration, _gradients, _dominance, _weights)
+AVERAGED = (_clipping, _spread, _exploration, _gradients, _dominance, _weights, *PAIR_CHECKS)
 METRIC_CHECKS = (*AT_ONCE, *AVERAGED, _time)

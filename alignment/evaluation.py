@@ -21,7 +21,7 @@ from samplers import seed_for
 
 from .data import Prompt, by_image, conditions
 from .files import replacing_folder
-from .gains import first_and_last, number, paired
+from .gains import first_and_last, number, paired, percent
 from .metrics import number_or_null
 from .samples import chunks
 from .scoring import Readings, as_matrix, joined
@@ -91,6 +91,8 @@ def evaluation_words(found: dict[str, float]) -> str:
     if "eval/gain" in found:
         change, low, high = (number(found[f"eval/gain{end}"], signed=True) for end in ("", "/low", "/high"))
         words += f"  gain {change} (95 % {low} to {high})"
+    if "eval/pairs/implicit_accuracy" in found:
+        words += f"  held-out pairs told apart {percent(found['eval/pairs/implicit_accuracy'])}"
     return words
 
 

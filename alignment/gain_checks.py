@@ -20,7 +20,7 @@ from .gains import (
     percent,
     ratio_given_valid,
 )
-from .settings import more_kl, setting, value_of
+from .settings import given_labels, more_kl, reward_words, setting, value_of
 
 LEVELS = ("alarm", "warning", "note", "good")  # the order in which findings are listed
 
@@ -91,15 +91,17 @@ def _significance(changes: Mapping[str, Paired], config: Config) -> Iterator[Fin
     if change.z >= SIGNIFICANT_Z:
         yield Finding("good", "The reward rose", f"On the evaluation prompts it changed by {change_words(change)}.")
     elif change.z <= -SIGNIFICANT_Z:
+        alike = "the labels agree with it" if given_labels(config) else "evaluation samples as training does"
         text = (
-            f"On the evaluation prompts the trained reward changed by {change_words(change)}. See the first ratio and "
-            f"the gradient norm, lower {_rate(config)}, and check that evaluation samples as training does."
+            f"On the evaluation prompts the {reward_words(config)} changed by {change_words(change)}. See the other "
+            f"findings and the gradient norm, lower {_rate(config)}, and check that {alike}."
         )
         yield Finding("alarm", "The reward fell", text)
     else:
+        more = "use more or clearer pairs" if given_labels(config) else "take more samples a prompt"
         text = (
-            f"On {change.num} evaluation prompts the trained reward changed by {change_words(change)}, within noise. "
-            f"Train longer, raise {_rate(config)} or the samples a prompt, or raise "
+            f"On {change.num} evaluation prompts the {reward_words(config)} changed by {change_words(change)}, within "
+            f"noise. Train longer, raise {_rate(config)}, {more}, or raise "
             f"{setting(config, 'num_prompts', default='`evaluation.num_prompts`')}."
         )
         yield Finding("warning", "No significant gain", text)
@@ -114,12 +116,13 @@ def _hacking(after: Evaluation, changes: Mapping[str, Paired], config: Config) -
     fallen = [name for name in names if changes[f"reward/{name}"].z <= -SIGNIFICANT_Z]
     trained = changes.get("reward/mean")
     rising = trained is not None and trained.z >= SIGNIFICANT_Z
+    both = "label by both" if given_labels(config) else "train on both"
     for name in fallen:
         words = f"{name}, on which nothing was trained, changed by {change_words(changes[f'reward/{name}'])}"
         if rising:
             text = (
-                f"{words}, while the trained reward rose. The policy is likely to exploit the reward: train on both, "
-                f"{more_kl(config)}, lower {_rate(config)}, or stop earlier."
+                f"{words}, while the {reward_words(config)} rose. The policy is likely to exploit what it learns from: "
+                f"{both}, {more_kl(config)}, lower {_rate(config)}, or stop earlier."
             )
             yield Finding("alarm", "Reward hacking", text)
         else:
@@ -142,7 +145,7 @@ def _peak(evaluations: Sequence[Evaluation], config: Config) -> Iterator[Finding
             if first_and_last([evaluation, last]) and key in evaluation["values"] and key in last["values"]
         ]
         if since and (worst := min(since, key=lambda row: row[1].change))[1].z <= -SIGNIFICANT_Z:
-            what = "the trained reward" if name == "mean" else name
+            what = f"the {reward_words(config)}" if name == "mean" else name
             text = f"Since iteration {worst[0]} {what} changed by {change_words(worst[1])}. "
             if name == watched and value_of(config, "patience"):
                 yield Finding("note", "Past the peak", text + "The weights that were saved are those of the peak.")

@@ -209,8 +209,12 @@ def peak(evaluations: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
     return max((pair for pair in means if finite(pair[1])), key=lambda pair: pair[1], default=None)
 
 
-def summary(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences that say what the run gained between its first and last evaluation, and what the gain is made of."""
+def summary(evaluations: Sequence[Mapping[str, Any]], title: str = "trained reward") -> list[str]:
+    """Sentences that say what the run gained between its first and last evaluation, and what the gain is made of.
+
+    Args:
+        title: what to call the weighted sum of the rewards.
+    """
     ends = first_and_last(evaluations)
     if ends is None:
         return ["Without the same prompts evaluated before and after training, no gain can be stated."]
@@ -218,11 +222,9 @@ def summary(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     changes = compare(before, after)
     trained = after.get("trained", {})
     sentences = []
-    for key, title in [("reward/mean", "trained reward")] + [
-        (f"reward/{name}", name) for name in trained if len(trained) > 1
-    ]:
+    for key, words in [("reward/mean", title)] + [(f"reward/{name}", name) for name in trained if len(trained) > 1]:
         if key in changes and changes[key].num:
-            sentences.append(_moved(changes[key], title, introduce=not sentences))
+            sentences.append(_moved(changes[key], words, introduce=not sentences))
     for name in trained:
         gain = decompose(before, after, name)
         if gain:

@@ -17,6 +17,16 @@ import torch
 
 from .policy import synchronize
 
+SHOWN = {  # metric -> its name on the terminal
+    "reward/mean": "reward",
+    "reward/std": "spread",
+    "loss": "loss",
+    "implicit_accuracy": "accuracy",
+    "margin": "margin",
+    "grad_norm": "grad",
+    "time/iteration": "s",
+}
+
 
 class Timer:
     """Seconds and function evaluations by phase, of the iteration in progress.
@@ -108,10 +118,10 @@ class Display:
             print(text, flush=True) if self.bar is None else self.bar.console.print(text, markup=False, highlight=False)
 
     def show(self, iteration: int, metrics: dict[str, Any]) -> None:
-        names = {"reward/mean": "reward", "reward/std": "spread", "grad_norm": "grad", "time/iteration": "s"}
-        note = "  ".join(
-            f"{short} {metrics[name]:.3g}" for name, short in names.items() if metrics.get(name) is not None
-        )
+        shown = {name: metrics[name] for name in SHOWN if metrics.get(name) is not None}
+        if "reward/mean" in shown:
+            shown.pop("loss", None)  # of samples that are new every time: it says nothing
+        note = "  ".join(f"{SHOWN[name]} {value:.3g}" for name, value in shown.items())
         if self.bar is not None:
             self.bar.update(self.task, completed=iteration, note=note)
         else:

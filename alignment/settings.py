@@ -26,9 +26,19 @@ def value_of(config: Mapping[str, Any], *names: str) -> Any:
 
 
 def more_kl(config: Mapping[str, Any]) -> str:
-    """`raise `algorithm.kl` (now 0.0)`, or that there should be such a penalty."""
-    found = setting(config, "kl", default="")
+    """What holds the policy nearer to its start: `raise `algorithm.kl` (now 0.0)`, or beta where pairs are compared."""
+    found = setting(config, "kl", "beta", default="")
     return f"raise {found}" if found else "add a KL penalty"
+
+
+def given_labels(config: Mapping[str, Any]) -> str | None:
+    """The file of preferences that a run learns from, so that rewards are asked by its evaluations alone, or None."""
+    return value_of(config, "data.preferences")
+
+
+def reward_words(config: Mapping[str, Any]) -> str:
+    """`trained reward`, or `reward` where nothing was trained on it."""
+    return "reward" if given_labels(config) else "trained reward"
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..diagnostics import ENDS, column, diagnose, phase_seconds
+from ..diagnostics import diagnose
 from ..gains import (
     SIGNIFICANT_Z,
     Paired,
@@ -31,9 +31,10 @@ from ..gains import (
     summary,
     z_words,
 )
-from ..settings import value_of
+from ..logs import ENDS, column, lately, phase_seconds
+from ..settings import given_labels, reward_words, value_of
 from .charts import share_bar
-from .curves import PHASES, dimension_curves, health_curves, reward_curves
+from .curves import PHASES, dimension_curves, health_curves, pair_curves, reward_curves
 from .folder import Run, load_run
 from .page import page, pretty, section, table, tile
 from .videos import video_pairs
@@ -64,7 +65,7 @@ def render(run: Run) -> str:
     name = str(run.config.get("name") or run.folder.resolve().name)
     dimensions = dimension_curves(run.metrics, run.evaluations)
     folded = f"<details><summary>Single dimensions of the rewards</summary>{dimensions}</details>" if dimensions else ""
-    rewards = reward_curves(run.metrics, run.evaluations, _held_out(run))
+    rewards = reward_curves(run.metrics, run.evaluations, _held_out(run), trained=not given_labels(run.config))
     videos, which = video_pairs(run.evaluations)
     footer = f"Could not be read and was left out: {', '.join(run.unreadable)}." if run.unreadable else ""
     body = [
@@ -72,7 +73,8 @@ def render(run: Run) -> str:
         section("Before and after" if len(run.evaluations) > 1 else "Samples", videos, which),
         section("Diagnostics", _findings(run)),
         section("Rewards", rewards + folded, "Over iterations. Evaluations repeat the same prompts and noise."),
-        section("Evaluation", *_values(run.evaluations)),
+        section("Pairs", pair_curves(run.metrics), "Over iterations. Told apart: better than the reference does."),
+        section("Evaluation", *_values(run)),
         section("Training", health_curves(run.metrics), "Over iterations."),
         section("Time", _time(run.metrics)),
         section("Configuration", _configuration(run)),
@@ -82,21 +84,22 @@ def render(run: Run) -> str:
 
 
 def _headline(run: Run, name: str) -> str:
-    rewards = _trained(run)
+    rewards, preferences = _trained(run), given_labels(run.config)
     parts = [
         label(run.config.get("algorithm")),
         f"on {label(run.config.get('model'))}" if run.config.get("model") else "",
-        f"trained for {rewards}" if rewards else "",
+        f"trained on {preferences}" if preferences else f"trained for {rewards}" if rewards else "",
     ]
     lead = " ".join(part for part in parts if part)
     if "seed" in run.config:
         lead += f"{', ' if lead else ''}seed {run.config['seed']}"
-    sentences = summary(run.evaluations)
+    sentences = summary(run.evaluations, reward_words(run.config))
     best = peak(run.evaluations)
     if best and value_of(run.config, "patience") and best[0] != run.evaluations[-1]["iteration"]:
         sentences.append(f"The saved weights are those of iteration {best[0]}, where it peaked at {number(best[1])}.")
     if len(run.evaluations) < 2 and run.metrics:
-        sentences = ["The run has no evaluation after training yet, so only its training rewards can be shown."]
+        what = "training rewards" if column(run.metrics, "reward/mean") else "training"
+        sentences = [f"The run has no evaluation after training yet, so only its {what} can be shown."]
     elif not run.metrics and not run.evaluations:
         sentences = ["Nothing has been logged yet."]
     words = "".join(f"<p>{pretty(sentence[:1].upper() + sentence[1:])}</p>" for sentence in sentences)
@@ -111,7 +114,8 @@ def _tiles(run: Run) -> list[str]:
     if ends:
         changes = compare(*ends)
         names = ends[1].get("held_out", [])[:MAX_TILES_HELD_OUT]
-        for title, key in [("Trained reward", "mean"), *((f"Held out: {name}", name) for name in names)]:
+        tiled = {"mean": reward_words(run.config).capitalize()} | {name: f"Held out: {name}" for name in names}
+        for key, title in tiled.items():
             if (change := changes.get(f"reward/{key}")) and change.num:
                 tiles.append(_gain_tile(title, change))
         gains = [gain for name in ends[1].get("trained", {}) if (gain := decompose(*ends, name))]
@@ -123,6 +127,11 @@ def _tiles(run: Run) -> list[str]:
         first, last = mean(rewards[:ENDS]), mean(rewards[-ENDS:])
         below = f"{number(first)} to {number(last)}, ends averaged over {min(ENDS, len(rewards))}"
         tiles.append(tile("Training reward", number(last - first, signed=True), "", below))
+    if accuracy := column(run.metrics, "implicit_accuracy"):
+        held_out = column(run.metrics, "eval/pairs/implicit_accuracy")
+        of = f"{percent(held_out[-1])} of those held out" if held_out else "of the training pairs"
+        below = f"{of}, half is chance; over the last {max(1, len(accuracy) // 3)} iterations"
+        tiles.append(tile("Pairs told apart", percent(lately(run.metrics, "implicit_accuracy")), "", below))
     seconds = _seconds(run.metrics)
     if seconds > 0:
         below = f"{len(run.metrics)} iterations, {number(seconds / len(run.metrics))} s each"
@@ -147,15 +156,16 @@ def _findings(run: Run) -> str:
     return f'<ul class="findings">{items}</ul>' if items else ""
 
 
-def _values(evaluations: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _values(run: Run) -> tuple[str, str]:
     """The table of all evaluated values (HTML) and the note above it."""
+    evaluations = run.evaluations
     if not evaluations:
         return "", ""
     ends = first_and_last(evaluations)
     last = evaluations[-1]
     changes = compare(*ends) if ends else {}
     rows = []
-    for title, keys in _groups(last).items():
+    for title, keys in _groups(last, f"{reward_words(run.config).capitalize()}s").items():
         rows.append(("group", [(title, "")] + [("", "")] * (6 if ends else 1)))
         for key in keys:
             kind = "dim" if key.count("/") == 2 else ""
@@ -183,17 +193,17 @@ def _cells(change: Paired, key: str) -> list[tuple[str, str]]:
     return [*values, (between, ""), (number(change.stderr), ""), (z_words(change.z), "")]
 
 
-def _groups(evaluation: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Keys of the values by heading, each reward followed by its dimensions."""
+def _groups(evaluation: Mapping[str, Any], heading: str) -> dict[str, list[str]]:
+    """Keys of the values by heading (that of rewards that count), each reward followed by its dimensions."""
     held_out = set(evaluation.get("held_out", []))
     keys = list(evaluation["values"])
     totals = [key for key in keys if key.startswith("reward/") and key.count("/") == 1]
     trained = [key for key in totals if key.split("/")[1] in evaluation.get("trained", {})]
     if len(trained) == 1 and evaluation["values"].get("reward/mean") == evaluation["values"][trained[0]]:
         totals.remove("reward/mean")  # the weighted sum of one reward says nothing new
-    groups: dict[str, list[str]] = {"Trained rewards": [], "Held-out rewards": [], "Pictures": []}
+    groups: dict[str, list[str]] = {heading: [], "Held-out rewards": [], "Pictures": []}
     for total in totals:
-        title = "Held-out rewards" if total.split("/")[1] in held_out else "Trained rewards"
+        title = "Held-out rewards" if total.split("/")[1] in held_out else heading
         groups[title] += [total, *(key for key in keys if key.startswith(f"{total}/"))]
     groups["Pictures"] = [key for key in keys if key.startswith("image/")]
     return {title: members for title, members in groups.items() if members}

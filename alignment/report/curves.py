@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..diagnostics import ENDS, column
 from ..gains import finite, mean, peak
+from ..logs import ENDS, column
 from .charts import Band, Line, Point, area_chart, line_chart
 
 MAX_DIMENSIONS = 12  # charts of single dimensions; the table has them all
@@ -17,13 +17,18 @@ Metrics = Sequence[Mapping[str, Any]]
 Evaluations = Sequence[Mapping[str, Any]]
 
 
-def reward_curves(metrics: Metrics, evaluations: Evaluations, held_out: Sequence[str]) -> str:
-    """Charts of the trained reward with its spread, then of every reward, held-out ones last (HTML)."""
+def reward_curves(metrics: Metrics, evaluations: Evaluations, held_out: Sequence[str], trained: bool) -> str:
+    """Charts of the weighted sum of the rewards with its spread, then of every reward, held-out ones last (HTML).
+
+    Args:
+        trained: whether the others were trained on, not only evaluated.
+    """
     names = [name for name in _reward_names(metrics, evaluations) if name not in held_out]
-    main = _reward_chart(metrics, evaluations, "mean", "Trained reward", "with the spread of samples")
+    note = "with the spread of samples" if column(metrics, "reward/std") else ""
+    main = _reward_chart(metrics, evaluations, "mean", "Trained reward" if trained else "Reward", note)
     if main and len(names) == 1 and _equal(metrics, "reward/mean", f"reward/{names[0]}"):
         names = []  # one reward of weight 1 is the mean
-    charts = [main, *(_reward_chart(metrics, evaluations, name, name, "trained") for name in names)]
+    charts = [main, *(_reward_chart(metrics, evaluations, name, name, "trained" if trained else "") for name in names)]
     charts += [_reward_chart(metrics, evaluations, name, name, "held out") for name in held_out]
     return _grid(charts)
 
@@ -34,6 +39,40 @@ def dimension_curves(metrics: Metrics, evaluations: Evaluations) -> str:
     keys = {key.removeprefix("reward/"): None for key in found if key.startswith("reward/") and key.count("/") == 2}
     return _grid(
         _reward_chart(metrics, evaluations, key, key.replace("/", ": ")) for key in list(keys)[:MAX_DIMENSIONS]
+    )
+
+
+def pair_curves(metrics: Metrics) -> str:
+    """Charts of how pairs are told apart, which member moved, and how many there were (HTML)."""
+    told = [
+        Line("training pairs", series(metrics, "implicit_accuracy"), colour=0),
+        Line("held-out pairs", series(metrics, "eval/pairs/implicit_accuracy"), dots=True, colour=1),
+    ]
+    margins = [
+        Line("mean", series(metrics, "margin"), colour=0),
+        Line("mean size", series(metrics, "margin/size"), colour=2),
+        Line("held-out pairs", series(metrics, "eval/pairs/margin"), dots=True, colour=1),
+    ]
+    members = {"better member": "error/winner", "worse member": "error/loser"}
+    errors = [Line(name, series(metrics, key), colour=i) for i, (name, key) in enumerate(members.items())]
+    errors += [
+        Line(f"{name}, held out", series(metrics, f"eval/pairs/{key}"), dots=True, colour=i + 2)
+        for i, (name, key) in enumerate(members.items())
+    ]
+    ranges = sorted({key for line in metrics for key in line if key.startswith("margin/levels_")})
+    levels = [
+        Line(key.removeprefix("margin/levels_").replace("_", " to "), series(metrics, key), colour=i)
+        for i, key in enumerate(ranges)
+    ]
+    return _grid(
+        [
+            line_chart("Implicit accuracy", told, note="share told apart", level=0.5),
+            line_chart("Margin", margins, level=0.0),
+            line_chart("Error", errors, note="over the reference's", level=1.0),
+            line_chart("Margin by noise level", levels, level=0.0),
+            line_chart("Pairs an iteration", [Line("pairs", series(metrics, "pairs"))], zero=True),
+            line_chart("Ties", [Line("share", series(metrics, "pairs/tied"))], note="groups without a pair", zero=True),
+        ]
     )
 
 
@@ -58,6 +97,10 @@ def health_curves(metrics: Metrics) -> str:
             line_chart("Loss", [Line("loss", series(metrics, "loss"))]),
             line_chart("Learning rate", [Line("lr", series(metrics, "lr"))], zero=True),
             _stack(metrics, "gradient_share/", "Gradient share", "of each trained step"),
+            line_chart("Error", [Line("error", series(metrics, "error"))], note="of the velocity, unweighted"),
+            line_chart(
+                "Effective samples", [Line("share", series(metrics, "weight/effective"))], note="share", zero=True
+            ),
             line_chart("Groups without spread", [Line("share", series(metrics, "groups/zero_spread"))], zero=True),
             line_chart("Advantage spread", [Line("std", series(metrics, "advantage/std"))], zero=True),
             line_chart(
@@ -97,7 +140,7 @@ def _reward_chart(metrics: Metrics, evaluations: Evaluations, name: str, title: 
 
 
 def _stack(metrics: Metrics, prefix: str, title: str, note: str) -> str:
-    names = {key: None for line in metrics for key in line if key.startswith(prefix) and finite(line[key])}
+    names = {key: None for line in metrics for key in line if key.startswith(prefix) and any(column([line], key))}
     names.pop("time/iteration", None)
     rows = [line for line in metrics if any(finite(line.get(key)) for key in names)]
     lines = [

@@ -40,7 +40,7 @@ def video_pairs(evaluations: Sequence[Evaluation]) -> tuple[str, str]:
     note = f"The first {len(cards)} of {len(last['prompts'])} evaluation prompts, not selected; same noise for both"
     if len(shown) == 1:
         note = f"The first {len(cards)} of {len(last['prompts'])} evaluation prompts, not selected"
-    note += "; with each its trained reward." if "reward/mean" in last["values"] else "."
+    note += "; with each its reward." if "reward/mean" in last["values"] else "."
     if num > len(cards):
         note += f" {num - len(cards)} more in samples/{_file(last, 0).parent.name}/ of the run folder."
     return f'<div class="grid-of pairs">{"".join(cards)}</div>', note

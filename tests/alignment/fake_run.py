@@ -1,4 +1,4 @@
-"""A run folder as a healthy GRPO run on the tiny world leaves it, made in a second."""
+"""Run folders as healthy runs on the tiny world leave them, made in a second: of GRPO, and of pairs that were given."""
 
 import json
 import math
@@ -28,6 +28,79 @@ versions:
   torch: 2.9.0
   device: cpu
 """
+
+
+PAIR_CONFIG = """\
+name: tiny-pairs
+seed: 0
+iterations: 120
+model:
+  path: examples/tiny_world/model
+rewards:
+  motion: {use: sprite_motion, weight: 1.0}
+  shape: {use: sprite_shape, weight: 0.0}
+algorithm:
+  name: flow_dpo
+  beta: 500.0
+  anchor: 0.0
+  tie_eps: 0.0
+  max_winner_error: null
+  renew_reference: 0
+  group_size: 4
+  updates_per_rollout: 4
+  level_law: logit_normal
+data:
+  prompts: null
+  preferences: clips/pairs.jsonl
+  held_out: clips/held_out.jsonl
+optimizer:
+  lr: 0.0001
+  max_grad_norm: 1.0
+  warmup: 10
+"""
+RANGES = ("0.00_0.25", "0.25_0.50", "0.50_0.75", "0.75_1.00")  # of noise levels
+
+
+def make_pair_metrics(num: int = 120, every: int = 40) -> list[dict]:
+    """Lines as a healthy Flow-DPO run on given pairs logs them, with an evaluation of held-out ones now and then."""
+    draw = random.Random(0)
+    lines = []
+    for i in range(1, num + 1):
+        learned = 1 - math.exp(-3 * (i - 1) / num)
+        margin = 0.6 * learned + draw.gauss(0, 0.03)
+        levels = dict(zip(RANGES, (0.5, 1.0, 1.3, 1.2), strict=True))
+        line = {
+            "iteration": i,
+            "loss": 0.693 - 0.2 * learned,
+            "implicit_accuracy": min(1.0, 0.5 + 0.22 * learned + draw.gauss(0, 0.04)),
+            "margin": margin,
+            "margin/size": abs(margin) + 0.1,
+            **{f"margin/levels_{name}": part * margin for name, part in levels.items()},
+            "error/winner": 1 - 0.02 * learned,
+            "error/loser": 1 + 0.005 * learned,
+            "lr": 1e-4,
+            "grad_norm": draw.uniform(0.8, 2.5),
+            "nfe": 64,
+            "nfe/rollout": 0,
+            "nfe/update": 64,
+            "time/rollout": 0.0,
+            "time/decode": 0.0,
+            "time/update": 1.4,
+            "time/iteration": 1.45,
+            "drift/weights": 0.001 * i,
+        }
+        if i % every == 0:
+            told = {"implicit_accuracy": 0.5 + 0.12 * learned, "margin": 0.4 * learned, "margin/size": 0.5 * learned}
+            errors = {"error/winner": 1 - 0.01 * learned, "error/loser": 1.0}
+            line |= {f"eval/pairs/{name}": value for name, value in (told | errors).items()}
+        lines.append(line)
+    return lines
+
+
+def sampled(metrics: list[dict]) -> list[dict]:
+    """As `make_pair_metrics`, where the policy samples the pairs, which are rewarded and some of them tied."""
+    online = {"reward/mean": 0.6, "reward/std": 0.2, "reward/invalid": 0, "pairs": 11, "pairs/tied": 1 / 12}
+    return [{k: v for k, v in line.items() if not k.startswith("eval/")} | online for line in metrics]
 
 
 def make_metrics(num: int) -> list[dict]:
@@ -114,9 +187,21 @@ PROMPTS = ["a red circle moving right on a gray background", '<script>alert("x")
 ]
 
 
-def make_run(folder, iterations: int = 24, evaluations=((0, 0.0), (12, 0.2), (24, 0.27)), videos: int = 2):
-    (folder / "config.yaml").write_text(CONFIG)
-    lines = [json.dumps(line) for line in make_metrics(iterations)]
+def make_pair_run(folder, videos: int = 1):
+    """A run on given pairs, evaluated before and after."""
+    return make_run(folder, 120, ((0, 0.0), (120, 0.2)), videos, PAIR_CONFIG, make_pair_metrics())
+
+
+def make_run(
+    folder,
+    iterations: int = 24,
+    evaluations=((0, 0.0), (12, 0.2), (24, 0.27)),
+    videos: int = 2,
+    config: str = CONFIG,
+    metrics: list[dict] | None = None,
+):
+    (folder / "config.yaml").write_text(config)
+    lines = [json.dumps(line) for line in metrics or make_metrics(iterations)]
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     for iteration, gain in evaluations:
         place = folder / "samples" / f"{iteration:06d}"

@@ -262,7 +262,8 @@ def test_names_of_settings():
     assert value_of(config, "optimizer.lr") == 3
     assert value_of(config, "size", "lr") is value_of(config, "nothing") is None
     assert more_kl(config) == "add a KL penalty"
-    assert more_kl({"algorithm": {"kl": 0.0}}) == "raise `algorithm.kl` (now 0.0)"
+    assert more_kl({"algorithm": {"beta": 1.0, "kl": 0.0}}) == "raise `algorithm.kl` (now 0.0)"
+    assert more_kl({"algorithm": {"beta": 500.0}, "optimizer": {"betas": 1}}) == "raise `algorithm.beta` (now 500.0)"
 
 
 def test_sliding_windows_dominate_no_step():

@@ -54,6 +54,20 @@ def test_lines_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().out == "iteration 3/10  reward 0.5  s 1.5\n[report] written\n"
 
 
+@pytest.mark.parametrize(
+    ("logged", "line"),
+    [
+        ({"reward/mean": 0.5, "loss": 0.1}, "reward 0.5"),  # the loss of policy gradients says nothing
+        ({"loss": 0.68, "implicit_accuracy": 0.625, "margin": 0.12}, "loss 0.68  accuracy 0.625  margin 0.12"),
+        ({"reward/mean": 0.5, "loss": 0.7, "implicit_accuracy": 0.75}, "reward 0.5  accuracy 0.75"),
+        ({"loss": 1.25, "error": 1.1}, "loss 1.25"),
+    ],
+)
+def test_a_line_shows_what_the_run_learns_from(capsys, logged, line):
+    Display(10, active=True).show(3, logged)
+    assert capsys.readouterr().out == f"iteration 3/10  {line}\n"
+
+
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     display = Display(10, active=True)

@@ -11,7 +11,7 @@ import pytest
 from alignment.report import load_run, write_report
 from alignment.report.videos import MAX_PAIRS, video_width
 
-from .fake_run import make_run
+from .fake_run import PAIR_CONFIG, make_pair_metrics, make_pair_run, make_run, sampled
 
 VOID = {"meta", "br", "link", "img"}  # SVG closes its own
 
@@ -121,6 +121,77 @@ def test_curves_are_drawn(parsed):
     numbers = " ".join(v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("points", "cx", "cy"))
     assert "nan" not in numbers
     assert "inf" not in numbers
+
+
+# --- runs on pairs ---------------------------------------------------------------------------------------------------
+
+
+PAIR_CHARTS = ["Implicit accuracy", "Margin", "Error", "Margin by noise level"]
+MEMBERS = ["better member", "worse member", "better member, held out", "worse member, held out"]
+
+
+def titles_of(page: Page) -> list[str]:
+    return [attrs["aria-label"] for attrs in page.all("svg")]
+
+
+def figure_of(text: str, title: str) -> str:
+    """The HTML of one chart."""
+    (figure,) = [part.split("</figure>")[0] for part in text.split("<figure>") if f'aria-label="{title}"' in part]
+    return figure
+
+
+def test_curves_of_given_pairs(tmp_path):
+    text = write_report(make_pair_run(tmp_path)).read_text()
+    page = Page(text)
+    assert [title for title in titles_of(page) if title in PAIR_CHARTS] == PAIR_CHARTS
+    assert not {"Pairs an iteration", "Ties", "Ratio", "Clip fraction", "Pictures"} & set(titles_of(page))
+    accuracy, error, levels = (
+        figure_of(text, title) for title in ("Implicit accuracy", "Error", "Margin by noise level")
+    )
+    assert "held-out pairs, iteration 120: 0.614" in accuracy
+    assert all(f"</i>{name}</span>" in error for name in MEMBERS)
+    assert accuracy.count('class="level"') == error.count('class="level"') == 1  # one half, and the reference
+    assert levels.count("<polyline") == 4
+    assert "0.75 to 1.00" in levels
+    assert "nan" not in text
+    assert "n/a" not in text
+
+
+def test_nothing_was_trained_on_the_rewards_of_given_pairs(tmp_path):
+    page = Page(write_report(make_pair_run(tmp_path)).read_text())
+    assert "flow_dpo on examples/tiny_world/model trained on clips/pairs.jsonl, seed 0" in page.text
+    assert "Pairs told apart" in page.text
+    assert "61.4% of those held out" in page.text
+    assert "rained reward" not in page.text
+    assert "with the spread" not in page.text
+    assert titles_of(page)[:2] == ["Reward", "shape"]
+    assert "rollout" not in figure_of(write_report(tmp_path).read_text(), "Seconds an iteration")
+
+
+def test_curves_of_sampled_pairs(tmp_path):
+    config = PAIR_CONFIG.replace("clips/pairs.jsonl", "null").replace("clips/held_out.jsonl", "null")
+    run = make_run(tmp_path, 120, (), 0, config, sampled(make_pair_metrics()))
+    text = write_report(run).read_text()
+    titles = titles_of(Page(text))
+    assert titles[0] == "Trained reward"
+    assert [title for title in titles if title in PAIR_CHARTS] == PAIR_CHARTS
+    assert {"Pairs an iteration", "Ties"} <= set(titles)
+    assert "held out" not in figure_of(text, "Error")
+    assert "of the training pairs, half is chance; over the last 40 iterations" in text
+
+
+def test_a_run_on_given_pairs_before_its_last_evaluation(tmp_path):
+    run = make_run(tmp_path, 60, ((0, 0.0),), 0, PAIR_CONFIG, make_pair_metrics()[:60])
+    assert "so only its training can be shown" in Page(write_report(run).read_text()).text
+
+
+def test_curves_of_weighted_samples(tmp_path):
+    lines = [{"iteration": i, "loss": 1.0, "error": 1.1, "weight/effective": 0.6} for i in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert titles_of(Page(write_report(tmp_path).read_text())) == ["Loss", "Error", "Effective samples"]
+
+
+# --- what a crash leaves ---------------------------------------------------------------------------------------------
 
 
 def test_truncated_logs_leave_the_rest(tmp_path):
