@@ -1,4 +1,4 @@
-"""Every online algorithm on the tiny world, at equal function evaluations and at equal wall time, over several seeds.
+"""Every algorithm that samples, on the tiny world, at equal function evaluations and at equal wall time, over several seeds.
 
     python -m benchmarks.algorithms [key=value ...] --out runs/contest [--recipes tiny_grpo ...] [--seeds 0 1 2]
     python -m benchmarks.algorithms --out runs/contest --report benchmarks/results/algorithms_tiny-world_cpu_2026-11
@@ -29,7 +29,7 @@ from typing import Any
 CONTESTANTS = (
     *("tiny_grpo", "tiny_flow_grpo", "tiny_flow_grpo_fast", "tiny_mix_grpo", "tiny_mix_flash_grpo", "tiny_flash_grpo"),
     *("tiny_guard_grpo", "tiny_dppo_grpo", "tiny_sage_grpo", "tiny_branch_grpo", "tiny_branch_mix_grpo"),
-    *("tiny_nft", "tiny_awm", "tiny_vgrpo"),
+    *("tiny_nft", "tiny_awm", "tiny_vgrpo", "tiny_flow_dpo", "tiny_gapo", "tiny_flow_rwr", "tiny_sft"),
 )
 EVALUATIONS = 7_000  # function evaluations of one run
 POINTS = 5  # held-out evaluations on the way
@@ -162,7 +162,7 @@ def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str],
     from alignment.versions import versions
 
     lines = [
-        "# Online algorithms on the tiny world",
+        "# Algorithms on the tiny world",
         "",
         f"    {command(seeds, overrides)}",
         "",
