@@ -49,7 +49,9 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
     prompts, held_out = training_prompts(recipe), evaluation_prompts(recipe)
     for key in ("preferences", "held_out"):
         if path := getattr(recipe.data, key):
-            check_media(read_preferences(path, f"data.{key}"), f"data.{key}: {path}")
+            records = read_preferences(path, f"data.{key}")
+            check_media(records, f"data.{key}: {path}")
+            algorithm.chosen(recipe, records, f"data.{key}: {path}")
     for name, reward in recipe.rewards.items():
         try:
             check_reward(reward.use, **reward.options)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
 from samplers import Encoder
 
+from .config import Recipe
 from .data import Group, Member, Pair, Prompt, conditions, read_preferences
-from .data.latents import LatentCache, load_latent
+from .data.latents import LatentCache, check_shapes, load_latent
 from .distributed import Processes
 from .errors import Problems, UserError
 from .policy import Policy
 
 if TYPE_CHECKING:
     from .training import Run
+
+T = TypeVar("T")
+Choose = Callable[[Recipe, Sequence[Pair | Group], str], list[T]]  # the recipe, records, where they are from
 
 
 class Given:
@@ -34,6 +38,11 @@ class Given:
             self.read[path] = read_preferences(path)
         return self.read[path]
 
+    def chosen(self, key: str, choose: Choose[T]) -> list[T]:
+        """What there is to learn from in data.`key`; nothing where that names no file. Raises: what `choose` does."""
+        path = getattr(self.run.recipe.data, key)
+        return choose(self.run.recipe, self.records(path), f"data.{key}: {path}") if path else []
+
     @cached_property
     def encoder(self) -> Encoder:
         """Of the recipe's pipeline and call."""
@@ -46,13 +55,17 @@ class Given:
         return LatentCache(Path(recipe.data.latents or recipe.folder / "latents"), self.encoder, recipe.fps)
 
     def prepare(self) -> None:
-        """Encode the videos that have no latent. Raises: Problems for all that cannot be encoded."""
-        data = self.run.recipe.data
-        named = (("data.preferences", data.preferences), ("data.held_out", data.held_out))
-        videos: dict[Path, str] = {}
-        for key, path in named:
-            if path:
-                videos = without_latents(self.records(path), f"{key}: {path}") | videos
+        """Encode the videos that have no latent. Raises: Problems for all that cannot be encoded, or do not fit."""
+        videos: dict[Path, str] = {}  # a file -> where it is mentioned first
+        latents: dict[Path, str] = {}
+        for key in ("preferences", "held_out"):
+            path = getattr(self.run.recipe.data, key)
+            for record in self.records(path) if path else []:
+                for member in record.members:
+                    found = videos if member.latent is None else latents
+                    found.setdefault(member.latent or member.video, f"data.{key}: {path} line {record.line}")
+        if latents:
+            check_shapes(latents, self.encoder.state_shape)
         if videos:
             encode(self.latents, videos, self.run.processes, self.run.recipe.batch.rollout or 1, self.run.display.say)
 
@@ -69,12 +82,6 @@ def encoder_of(policy: Policy, prompt: Prompt) -> Encoder:
         return policy.encoder(prompt.text, **conditions([prompt]))
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-
-
-def without_latents(records: Iterable[Pair | Group], file: str) -> dict[Path, str]:
-    """Videos to be encoded, and where they are mentioned."""
-    members = [(member, record.line) for record in records for member in record.members if member.latent is None]
-    return {member.video: f"{file} line {line}" for member, line in reversed(members)}
 
 
 def encode(

@@ -6,7 +6,7 @@ P pairs of a micro-batch, F latent frames; the first member of a pair is the bet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +17,8 @@ from torch import Tensor
 from samplers import seed_for
 
 from .config import Recipe
-from .data import Pair, Stream, decided
+from .data import Group, Pair, Stream, decided, has_noise, score_of
+from .errors import Problems
 from .noised import check_clean
 from .preference import NOISES, Batch, Example, MatchingConfig, batches, check_matching
 from .samples import Plan, sample_groups
@@ -80,13 +81,49 @@ def check_pairs(recipe: Recipe, processes: int) -> list[str]:
     return wrong
 
 
-def decided_pairs(run: Run, path: str | None) -> list[Pair]:
-    """The pairs of a file without their ties, the better member first; none where there is no file.
+def decided_pairs(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[Pair]:
+    """Without ties, the better member first.
 
-    Raises: UserError where ties are all that is there.
+    Args:
+        place: where the records are from, for messages.
+    Raises: UserError where ties are all that is there; Problems for pairs that lack the noise that they are to share.
     """
-    config: PairConfig = run.recipe.algorithm
-    return decided(run.given.records(path), config.dimension, config.tie_eps) if path else []
+    config: PairConfig = recipe.algorithm
+    pairs = decided(records, config.dimension, config.tie_eps, place)
+    check_noises(recipe, pairs, place)
+    return pairs
+
+
+def check_noises(recipe: Recipe, pairs: Sequence[Pair], place: str) -> None:
+    """Raises: Problems, one line for each pair that does not say what noise it was made from, where that counts."""
+    if recipe.algorithm.noise == "own":
+        raise_for(
+            f'{place} line {pair.line}: has no "noise" in the latents of both videos, as alignment.generate writes it; '
+            "set algorithm.noise to shared"
+            for pair in pairs
+            if not all(member.latent and has_noise(member.latent) for member in pair.members)
+        )
+
+
+def check_scores(pairs: Sequence[Pair], dimension: str | None, place: str) -> None:
+    """Raises: Problems, one line for each decided pair that has no scores, or lower ones for the better member."""
+    problems = []
+    for pair in pairs:
+        scores, of = score_of(pair, dimension), f" by {dimension}" if dimension else ""
+        if scores is None:
+            problems.append(f"{place} line {pair.line}: has no scores{of}; annotate it with a reward")
+        elif scores[0] < scores[1]:
+            problems.append(
+                f"{place} line {pair.line}: scores{of}, {scores[0]:g} of the better one and {scores[1]:g}, contradict "
+                "the label; leave it out, or name another algorithm.dimension"
+            )
+    raise_for(problems)
+
+
+def raise_for(problems: Iterable[str]) -> None:
+    """Raises: Problems where there are any."""
+    if found := list(problems):
+        raise Problems(found)
 
 
 def given_examples(run: Run, compared: Sequence[Compared]) -> Callable[[], Iterator[list[Example]]]:
@@ -237,7 +274,7 @@ def _example(run: Run, item: Compared, seed: int) -> Example:
 
     def load() -> tuple[Tensor, Tensor | None]:
         states, noises = zip(*(run.given.load(member) for member in (pair.a, pair.b)), strict=True)
-        return torch.stack(states), None if noises[0] is None else torch.stack(noises)
+        return torch.stack(states), None if any(noise is None for noise in noises) else torch.stack(noises)
 
     return Example(pair.prompt, seed, load, item.weight, item.gap, item.frame_labels)
 

@@ -106,15 +106,10 @@ def train(session: Run) -> None:
     """
     from rewards import RewardError
 
-    from .config import save_recipe
     from .startup import explained
-    from .versions import versions
 
     recipe = session.recipe
     try:
-        if session.processes.is_main:
-            save_recipe(recipe, recipe.folder / "config.yaml", versions())
-        session.open()
         if session.completed >= recipe.iterations:
             session.display.say(f"all {recipe.iterations} iterations are done; iterations=... goes further")
         _algorithm(recipe).train(session)

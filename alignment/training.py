@@ -22,7 +22,7 @@ from samplers import seed_for
 
 from .alarms import Alarms
 from .checkpoint import State, checkpoints, load_state, restore, save_state
-from .config import Recipe
+from .config import Recipe, save_recipe
 from .data import Prompt, PromptStream, read_preferences, read_prompts
 from .distributed import Processes
 from .early_stop import best_weights, past_peak, peak_words, watch
@@ -33,6 +33,7 @@ from .metrics import Display, MetricsFile, Timer, Tracker, plain
 from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate
 from .policy import Policy
 from .scoring import Readings, Scorer, as_matrix, summary
+from .versions import versions
 
 T = TypeVar("T")
 
@@ -90,14 +91,20 @@ class Run:
         return True
 
     def open(self) -> None:
-        """Start writing: metrics and trackers. Lines of `completed` iterations are kept, later ones dropped."""
+        """Start writing: recipe, metrics, trackers. Lines of `completed` iterations are kept, later ones dropped."""
         main = self.processes.is_main
+        if main:
+            save_recipe(self.recipe, self.folder / "config.yaml", versions())
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.completed) if main else None
         self.alarms = Alarms(self.recipe, self.memory.setdefault("said", [])) if main else None
         self.tracker = Tracker(self.recipe.tracker if main else None, self.folder, self.recipe.name)
 
     def iterations(self) -> Iterator[int]:
-        """Iterations still to do. Each seeds itself, so that a resumed run repeats the one left alone."""
+        """Iterations still to do. Each seeds itself, so that a resumed run repeats the one left alone.
+
+        What an algorithm finds wrong with its data before it comes here leaves no run behind.
+        """
+        self.open()
         if self.completed == 0:
             self.evaluate(0)
         elif self._evaluation_due(self.completed) and not (self.folder / "samples" / f"{self.completed:06d}").exists():

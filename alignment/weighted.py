@@ -16,6 +16,7 @@ from samplers import seed_for
 
 from .config import Recipe
 from .data import Group, Member, Pair, Prompt, Stream, combined, score_of
+from .errors import UserError
 from .noised import check_clean, sample_clean
 from .preference import Batch, Example, MatchingConfig, batches, check_matching
 from .tally import Tally
@@ -72,10 +73,10 @@ def check_weighted(recipe: Recipe, processes: int) -> list[str]:
     return wrong
 
 
-def given_videos(run: Run) -> list[Video]:
-    """All members of the given pairs and groups. A pair without scores scores its better member 1, the other 0."""
-    dimension, found, numbers = run.recipe.algorithm.dimension, [], {}
-    for i, record in enumerate(run.given.records(run.recipe.data.preferences)):
+def given_videos(recipe: Recipe, records: Sequence[Pair | Group]) -> list[Video]:
+    """All members of pairs and groups. A pair without scores scores its better member 1, the other 0."""
+    dimension, found, numbers = recipe.algorithm.dimension, [], {}
+    for i, record in enumerate(records):
         group = numbers.setdefault((record.prompt.text, record.prompt.image), len(numbers))
         for member, score in zip(record.members, _scores(record, dimension), strict=True):
             found.append(Video(record.prompt, member, i, group, score))
@@ -83,7 +84,7 @@ def given_videos(run: Run) -> list[Video]:
 
 
 def worth_imitating(videos: Sequence[Video]) -> list[Video]:
-    """The best of each record, all of a record that is not scored, none of a pair that is tied."""
+    """The best of each record, all of a record that is not scored, none of one that is tied."""
     records: dict[int, list[Video]] = {}
     for video in videos:
         records.setdefault(video.record, []).append(video)
@@ -95,6 +96,13 @@ def worth_imitating(videos: Sequence[Video]) -> list[Video]:
         elif len(members) == 1 or max(scores) > min(scores):
             found.append(max(members, key=lambda video: video.score))
     return found
+
+
+def to_imitate(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[Video]:
+    """The given videos that are worth imitating. Raises: UserError, which names the place, where ties are all."""
+    if found := worth_imitating(given_videos(recipe, records)):
+        return found
+    raise UserError(f"{place}: no video to imitate: all records are tied; annotate them, or name another dimension")
 
 
 def given_updates(run: Run, videos: Sequence[tuple[Video, float]]) -> Iterator[list[Example]]:

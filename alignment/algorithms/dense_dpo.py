@@ -27,14 +27,16 @@ import torch
 from torch import Tensor
 
 from ..config import Recipe
-from ..data import Pair, frame_labels, num_segments
+from ..data import Group, Pair, frame_labels, num_segments
 from ..errors import UserError
 from ..pairs import (
     Compared,
     PairConfig,
+    check_noises,
     check_pairs,
     close_iteration,
     given_examples,
+    raise_for,
     update,
     watch_held_out,
 )
@@ -74,9 +76,9 @@ def needs_reference(config: Config) -> bool:
 
 def train(run: Run) -> None:
     """Train until the recipe's iterations are done."""
-    data, frame_of = run.recipe.data, run.given.encoder.frame_of.to(run.policy.device)
-    watch_held_out(run, labelled(run, data.held_out), partial(watch, run), frame_of)
-    updates = given_examples(run, labelled(run, data.preferences))
+    frame_of = run.given.encoder.frame_of.to(run.policy.device)
+    watch_held_out(run, labelled(run, "held_out"), partial(watch, run), frame_of)
+    updates = given_examples(run, labelled(run, "preferences"))
     for _ in run.iterations():
         tally = Tally()
         for examples in updates():
@@ -84,29 +86,40 @@ def train(run: Run) -> None:
         close_iteration(run, tally)
 
 
-def labelled(run: Run, path: str | None) -> list[Compared]:
-    """The pairs of a file that have enough untied segments, with a label for each latent frame.
+def chosen(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[Pair]:
+    """The pairs that have enough untied segments. Raises: UserError where there is none, or noises lack."""
+    least = recipe.algorithm.least_untied
+    found = [r for r in records if isinstance(r, Pair) and r.segment_labels and usable(r.segment_labels, least)]
+    if not found:
+        share = f"more than {least:.0%} of its segments labelled for one side"
+        raise UserError(f"{place}: no pair has {share}; annotate segments, or lower algorithm.least_untied")
+    check_noises(recipe, found, place)
+    return found
 
-    Raises: UserError where there is none, or where segments and latents do not fit.
+
+def labelled(run: Run, key: str) -> list[Compared]:
+    """The chosen pairs of data.`key`, with a label for each latent frame that is trained on.
+
+    A clip that is longer than those has labels for what is left out, which may be all that are no ties.
+
+    Raises: UserError where no pair is left; Problems for segments that the frames do not fit.
     """
-    if path is None:
-        return []
-    config: Config = run.recipe.algorithm
-    frames, fps, found = run.recipe.call["num_frames"], run.recipe.fps, []
-    for pair in run.given.records(path):
-        if not (isinstance(pair, Pair) and pair.segment_labels and usable(pair.segment_labels, config.least_untied)):
-            continue
+    encoder, fps, place = run.given.encoder, run.recipe.fps, f"data.{key}: {getattr(run.recipe.data, key)}"
+    frames, found, problems = encoder.video_shape[0], [], []
+    pairs = run.given.chosen(key, chosen)
+    for pair in pairs:
         seconds = pair.segment_seconds
         try:
-            # A clip that is longer than those trained on has labels for what is left out.
             seen = pair.segment_labels[: num_segments(frames, fps, seconds)]
-            labels = frame_labels(seen, frames, run.given.encoder.latent_frames, fps, seconds)
+            labels = tuple(frame_labels(seen, frames, encoder.latent_frames, fps, seconds))
         except ValueError as error:
-            raise UserError(f"{path}: line {pair.line}: {error}") from error
-        found.append(Compared(pair, frame_labels=tuple(labels)))
-    if not found:
-        share = f"more than {config.least_untied:.0%} of its segments labelled for one side"
-        raise UserError(f"{path}: no pair has {share}; annotate segments, or lower algorithm.least_untied")
+            problems.append(f"{place} line {pair.line}: {error}; label it again")
+            continue
+        if usable(seen, run.recipe.algorithm.least_untied) and any(labels):
+            found.append(Compared(pair, frame_labels=labels))
+    raise_for(problems)
+    if pairs and not found:
+        raise UserError(f"{place}: all segments of the first {frames} frames are ties; raise call.num_frames")
     return found
 
 

@@ -21,17 +21,19 @@ margin/size, margin/levels_<low>_<high>, error/winner and error/loser (over the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from ..config import Recipe
-from ..data import rarity_weights, standard_gaps
+from ..data import Group, Pair, rarity_weights, standard_gaps
 from ..pairs import (
     Compared,
     PairConfig,
     check_pairs,
+    check_scores,
     close_iteration,
     decided_pairs,
     given_examples,
@@ -78,9 +80,8 @@ def needs_reference(config: Config) -> bool:
 
 def train(run: Run) -> None:
     """Train until the recipe's iterations are done."""
-    data = run.recipe.data
-    watch_held_out(run, compared(run, data.held_out), partial(watch, run))
-    given = compared(run, data.preferences)
+    watch_held_out(run, run.given.chosen("held_out", chosen), partial(watch, run))
+    given = run.given.chosen("preferences", chosen)
     updates = given_examples(run, given) if given else partial(sampled_examples, run)
     for _ in run.iterations():
         tally = Tally()
@@ -89,11 +90,13 @@ def train(run: Run) -> None:
         close_iteration(run, tally)
 
 
-def compared(run: Run, path: str | None) -> list[Compared]:
-    """The pairs of a file with their weights and the gaps of their scores."""
-    config: Config = run.recipe.algorithm
-    pairs = decided_pairs(run, path)
-    weights = rarity_weights(pairs, config.rarity) if config.rarity else [1.0] * len(pairs)
+def chosen(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[Compared]:
+    """The decided pairs with their weights and the gaps of their scores. Raises: UserError, see `pairs`."""
+    config: Config = recipe.algorithm
+    pairs = decided_pairs(recipe, records, place)
+    if config.rarity or config.gap_beta:
+        check_scores(pairs, config.dimension, place)
+    weights = rarity_weights(pairs, config.rarity, config.dimension) if config.rarity else [1.0] * len(pairs)
     gaps = standard_gaps(pairs, config.dimension) if config.gap_beta else [0.0] * len(pairs)
     return [Compared(*row) for row in zip(pairs, weights, gaps, strict=True)]
 

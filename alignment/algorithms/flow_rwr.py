@@ -15,11 +15,13 @@ equal weights would need for the same variance).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..config import Recipe
+from ..data import Group, Pair
 from ..errors import UserError
 from ..preference_losses import reward_weights
 from ..tally import Tally
@@ -60,7 +62,7 @@ def needs_reference(config: Config) -> bool:
 
 def train(run: Run) -> None:
     """Train until the recipe's iterations are done."""
-    given = weighted_videos(run) if run.recipe.data.preferences else None
+    given = run.given.chosen("preferences", chosen)
     for _ in run.iterations():
         tally = Tally()
         if given:
@@ -73,12 +75,12 @@ def train(run: Run) -> None:
         run.log(tally.metrics(run))
 
 
-def weighted_videos(run: Run) -> list[tuple[Video, float]]:
+def chosen(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[tuple[Video, float]]:
     """The given videos that are scored, with their weights. Raises: UserError where none is."""
-    config: Config = run.recipe.algorithm
-    videos = [video for video in given_videos(run) if video.score is not None]
+    config: Config = recipe.algorithm
+    videos = [video for video in given_videos(recipe, records) if video.score is not None]
     if not videos:
-        raise UserError(f"data.preferences: {run.recipe.data.preferences}: nothing is scored; annotate it, or use sft")
+        raise UserError(f"{place}: nothing is scored; annotate it, or use sft")
     scores, groups = torch.tensor([v.score for v in videos]), torch.tensor([v.group for v in videos])
     weights = reward_weights(scores, groups, config.temperature, config.max_weight)
     return list(zip(videos, weights.tolist(), strict=True))

@@ -13,6 +13,7 @@ Logs: as flow_dpo, and weight (mean of the pairs').
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 
 from ..config import Recipe
-from ..data import score_of
+from ..data import Group, Pair, score_of
 from ..errors import UserError
 from ..pairs import (
     Compared,
     PairConfig,
     check_pairs,
+    check_scores,
     close_iteration,
     decided_pairs,
     given_examples,
@@ -63,10 +65,10 @@ def needs_reference(config: Config) -> bool:
 
 def train(run: Run) -> None:
     """Train until the recipe's iterations are done."""
-    data = run.recipe.data
-    watch_held_out(run, compared(run, data.held_out), partial(watch, run))
-    given = compared(run, data.preferences)
-    updates = given_examples(run, given) if given else partial(sampled_examples, run, partial(weight, run))
+    watch_held_out(run, run.given.chosen("held_out", chosen), partial(watch, run))
+    given = run.given.chosen("preferences", chosen)
+    weigh = partial(weight, run.recipe.algorithm)
+    updates = given_examples(run, given) if given else partial(sampled_examples, run, weigh)
     for _ in run.iterations():
         tally = Tally()
         for examples in updates():
@@ -74,24 +76,25 @@ def train(run: Run) -> None:
         close_iteration(run, tally)
 
 
-def compared(run: Run, path: str | None) -> list[Compared]:
-    """The pairs of a file, each with its weight.
+def chosen(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[Compared]:
+    """The decided pairs, each with its weight.
 
-    Raises: UserError for a pair without scores, or whose label they contradict.
+    Raises: UserError, see `pairs`; and where no pair has a weight.
     """
-    found = []
-    for pair in decided_pairs(run, path):
-        scores = score_of(pair, run.recipe.algorithm.dimension)
-        if scores is None or scores[0] < scores[1]:
-            what = "has no scores" if scores is None else f"is scored {scores[0]:g} for the better one, {scores[1]:g}"
-            raise UserError(f"{path}: line {pair.line}: {what}; gapo weights pairs by scores that agree with the label")
-        found.append(Compared(pair, weight(run, *scores)))
+    config: Config = recipe.algorithm
+    pairs = decided_pairs(recipe, records, place)
+    check_scores(pairs, config.dimension, place)
+    found = [Compared(pair, weight(config, *score_of(pair, config.dimension))) for pair in pairs]
+    if not any(item.weight for item in found):
+        raise UserError(
+            f"{place}: no pair has a gap within algorithm.score_range {config.score_range}; set it to the range of the "
+            "scores"
+        )
     return found
 
 
-def weight(run: Run, better: float, worse: float) -> float:
+def weight(config: Config, better: float, worse: float) -> float:
     """A pair's weight, from 0 to base - 1."""
-    config: Config = run.recipe.algorithm
     low, high = config.score_range
     scaled = ((torch.tensor([better, worse], dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
     return float(gap_weight(scaled[0], scaled[1], config.base))

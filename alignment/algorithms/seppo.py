@@ -33,7 +33,8 @@ from ..preference_losses import anchor_sign, margin, seppo_loss
 from ..samples import Plan, sample_groups
 from ..tally import Tally
 from ..training import Run
-from ..weighted import Video, given_videos, worth_imitating
+from ..weighted import Video
+from ..weighted import to_imitate as chosen
 
 
 @dataclass
@@ -70,7 +71,7 @@ def needs_reference(config: Config) -> bool:
 def train(run: Run) -> None:
     """Train until the recipe's iterations are done."""
     config: Config = run.recipe.algorithm
-    stream = Stream(worth_imitating(given_videos(run)), run.recipe.seed, run.recipe.data.shuffle)
+    stream = Stream(run.given.chosen("preferences", chosen), run.recipe.seed, run.recipe.data.shuffle)
     for iteration in run.iterations():
         keep_checkpoint(run)
         name, age = draw_reference(run)

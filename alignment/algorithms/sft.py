@@ -9,6 +9,7 @@ Logs: loss, error, weight (1).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Recipe
+from ..data import Group, Pair
 from ..tally import Tally
 from ..training import Run
 from ..weighted import (
+    Video,
     WeightedConfig,
     check_weighted,
     given_updates,
-    given_videos,
     sample_videos,
     sampled_updates,
+    to_imitate,
     update,
-    worth_imitating,
 )
 
 
@@ -47,7 +49,7 @@ def needs_reference(config: Config) -> bool:
 
 def train(run: Run) -> None:
     """Train until the recipe's iterations are done."""
-    given = [(video, 1.0) for video in worth_imitating(given_videos(run))] if run.recipe.data.preferences else None
+    given = run.given.chosen("preferences", chosen)
     for _ in run.iterations():
         tally = Tally()
         if given:
@@ -58,6 +60,11 @@ def train(run: Run) -> None:
         for examples in updates:
             update(run, examples, tally)
         run.log(tally.metrics(run))
+
+
+def chosen(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[tuple[Video, float]]:
+    """The given videos that are worth imitating, all of weight 1. Raises: UserError where none is."""
+    return [(video, 1.0) for video in to_imitate(recipe, records, place)]
 
 
 def best_of_groups(rewards: Tensor, group_size: int) -> Tensor:

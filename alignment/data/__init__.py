@@ -1,6 +1,6 @@
 """Prompts and preferences."""
 
-from .latents import LatentCache, fit_video, load_latent, save_latent
+from .latents import LatentCache, fit_video, has_noise, load_latent, save_latent
 from .media import check_media
 from .preference_json import parse_record, to_json
 from .preferences import Group, Member, Pair, PreferenceStream, combined, judged_by_people, score_of
@@ -41,6 +41,7 @@ __all__ = [
     "exchanged",
     "fit_video",
     "frame_labels",
+    "has_noise",
     "judged_by_people",
     "label_from_scores",
     "load_latent",

@@ -150,13 +150,33 @@ def load_latent(path: Path, shape: Sequence[int]) -> tuple[Tensor, Tensor | None
         raise UserError(f'{path}: has no tensor "state" (encode it again)')
     for name, tensor in (("state", state), ("noise", noise)):
         if tensor is not None and tuple(tensor.shape) != tuple(shape):
-            raise UserError(
-                f'{path}: "{name}" is {tuple(tensor.shape)}, the states of this pipeline and call are {tuple(shape)}; '
-                "encode it again, or set call.height, call.width and call.num_frames to what it was made with"
-            )
+            raise UserError(_of_another_shape(path, name, tensor.shape, shape))
         if tensor is not None and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
             raise UserError(f'{path}: "{name}" holds values that are no finite floats (encode it again)')
     return state, noise
+
+
+def check_shapes(latents: Mapping[Path, str], shape: Sequence[int]) -> None:
+    """Compare what latent files say of themselves with the shape of the pipeline's states.
+
+    Args:
+        latents: a file that can be read -> where it is mentioned.
+    Raises: Problems, one line a file.
+    """
+    problems = []
+    for path, where in latents.items():
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in {"state", "noise"} & set(file.keys())}
+        wrong = [name for name, size in found.items() if tuple(size) != tuple(shape)]
+        problems += [f"{where}: {_of_another_shape(path, name, found[name], shape)}" for name in wrong[:1]]
+    if problems:
+        raise Problems(problems)
+
+
+def has_noise(path: Path) -> bool:
+    """Whether a latent file that can be read says what it was generated from."""
+    with safe_open(path, "pt") as file:
+        return "noise" in set(file.keys())
 
 
 def save_latent(path: Path, state: Tensor, noise: Tensor | None = None) -> None:
@@ -165,6 +185,13 @@ def save_latent(path: Path, state: Tensor, noise: Tensor | None = None) -> None:
     temporary = path.with_suffix(f".{uuid.uuid4().hex}")  # a name of its own: processes may write the same file
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
     temporary.replace(path)
+
+
+def _of_another_shape(path: Path, name: str, found: Sequence[int], shape: Sequence[int]) -> str:
+    return (
+        f'{path}: "{name}" is {tuple(found)}, the states of this pipeline and call are {tuple(shape)}; encode it '
+        "again, or set call.height, call.width and call.num_frames to what it was made with"
+    )
 
 
 def _cut(frames: Tensor, ratio: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from alignment.run import main
+from tests.alignment.preference_data import make
 from tests.pipelines import FAMILIES
 
 REPOSITORY = Path(__file__).parents[2]
@@ -100,6 +101,12 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "wan"
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory, base) -> Path:
+    """A folder with preferences for that pipeline, videos.jsonl and latents.jsonl."""
+    return make(tmp_path_factory.mktemp("preferences") / "given", base)
 
 
 @pytest.fixture(scope="session")
