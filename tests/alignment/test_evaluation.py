@@ -9,7 +9,7 @@ import torch
 
 from alignment.config import load_recipe
 from alignment.distributed import Processes
-from alignment.evaluation import as_bytes, evaluate, write_video
+from alignment.evaluation import as_bytes, evaluate, evaluation_words, write_video
 from alignment.gains import number
 from alignment.run import prepare
 from samplers import SDEScheduler
@@ -32,6 +32,13 @@ def scores(run, iteration):
 
 
 NO_GAIN = {"eval/gain": 0, "eval/gain/low": 0, "eval/gain/high": 0}
+
+
+def test_words_of_an_evaluation():
+    found = {"eval/reward/mean": 0.5, "eval/gain": 0.1, "eval/gain/low": -0.02, "eval/gain/high": 0.22}
+    assert evaluation_words(found) == "reward 0.5000  gain +0.100 (95 % -0.020 to +0.220)"
+    pairs = {"eval/reward/mean": 0.5, "eval/pairs/implicit_accuracy": 0.625}
+    assert evaluation_words(pairs) == "reward 0.5000  held-out pairs told apart 62.5%"
 
 
 def test_two_evaluations_of_the_same_weights_are_equal(session):

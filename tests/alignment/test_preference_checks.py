@@ -67,6 +67,7 @@ PLANTED = [
         "raise `algorithm.beta` (now 500.0), raise `algorithm.anchor` (now 0.0), or let `algorithm.max_winner_error`",
     ),
     ("Better members are fitted worse", {"error/winner": 1.03, "error/loser": 0.99}, "`optimizer.lr` (now 0.0001)"),
+    ("Better members are fitted worse", DISPLACED | {"margin": -0.2}, "1.030 times the reference's"),
     (
         "Little was learned",
         {"margin": 0.01, "margin/size": 0.02, "implicit_accuracy": 0.6, "error/winner": 0.999, "error/loser": 1.0},
