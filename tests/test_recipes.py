@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
+from alignment import annotate, generate
 from alignment.checkpoint import checkpoints, load_state
 from alignment.config import known_algorithms, load_recipe
 from alignment.gains import compare, decompose
 from alignment.metrics import read_metrics
 from alignment.run import main
+from examples.tiny_world import clips
 from tests.pipelines import FAMILIES, wan
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +35,53 @@ def by_name(path: Path) -> str:
     return path.stem
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What the heads of recipes say to make first, in small: real clips, pairs from them, candidates, an expert LoRA.
+
+    Pairs also come by their videos alone, which pipelines of any size can encode.
+    """
+    folder = tmp_path_factory.mktemp("made")
+    recipe, real = str(ROOT / "recipes/tiny_flow_dpo.yaml"), folder / "clips"
+    prompts, world = folder / "prompts.txt", ROOT / "examples/tiny_world"
+    prompts.write_text("a red circle moves left\na small blue square moves up\n", "utf-8")
+    small = [f"model.path={world / 'base'}", f"data.prompts={prompts}"]
+    clips.make(["--out", str(real), "--num", "4"])
+    found = {"clips": real}
+    for kind, how, labels in (
+        ("guided", ["--guided", str(real)], ["--segments", "0.5"]),
+        ("candidates", ["--candidates", "3"], []),
+    ):
+        pairs = folder / kind / "pairs.jsonl"
+        assert generate.main([recipe, *small, *how, "--out", str(folder / kind)]) == 0
+        index = str(folder / kind / "index.jsonl")
+        assert annotate.main([index, "--reward", "sprite_motion", *labels, "--out", str(pairs), "--no-probes"]) == 0
+        rows = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
+        for row in rows:
+            row |= {member: {"video": row[member]["video"]} for member in "ab"}
+        found[kind] = pairs
+        found[f"{kind} as videos"] = pairs.with_name("videos.jsonl")
+        found[f"{kind} as videos"].write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    found["expert"] = folder / "expert"
+    small += [f"rewards.clip.options.path={world / 'clip'}", f"evaluation.prompts={prompts}", "tracker=null"]
+    fewer = ["iterations=1", "algorithm.prompts_per_iteration=1", "algorithm.group_size=2", "evaluation.num_prompts=1"]
+    assert main([recipe, *small, *fewer, f"output={found['expert']}"]) == 0
+    return found
+
+
+def made_first(path: Path, made: dict[str, Path]) -> list[str]:
+    """Overrides that put something small in the place of what a recipe names and a user makes first."""
+    recipe = load_recipe(path)
+    found = [f"algorithm.experts.{name}={made['expert']}" for name in getattr(recipe.algorithm, "experts", {})]
+    if named := recipe.data.preferences:
+        kind = next(kind for kind in ("guided", "candidates", "clips") if kind in named)
+        found.append(f"data.preferences={made[kind if path in TINY else f'{kind} as videos']}")
+    return found
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=by_name)
-def test_recipe_is_valid(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(path), "--check"]) == 0
+def test_recipe_is_valid(path: Path, capsys: pytest.CaptureFixture[str], made: dict[str, Path]) -> None:
+    assert main([str(path), *made_first(path, made), "--check"]) == 0
     assert "good" in capsys.readouterr().out
 
 
@@ -51,11 +98,23 @@ def test_every_algorithm_has_a_tiny_recipe() -> None:
     assert used == set(known_algorithms())
 
 
+@pytest.mark.parametrize("path", [path for path in RECIPES if load_recipe(path).data.preferences], ids=by_name)
+def test_header_says_how_to_make_the_preferences(path: Path) -> None:
+    """Or where that is said."""
+    header = " ".join(line.strip("#\\ ") for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
+    other = next((p for p in RECIPES if p != path and f"the head of {p.name} says" in header), None)
+    folder = str(Path(load_recipe(path).data.preferences).with_suffix(""))
+    header += other.read_text("utf-8") if other else ""
+    assert f"--out {folder}" in header
+
+
 @pytest.mark.parametrize("path", TINY, ids=by_name)
-def test_tiny_recipe_runs(path: Path, tmp_path: Path) -> None:
-    small = ["iterations=2", "algorithm.prompts_per_iteration=2", "evaluation.num_prompts=2"]
-    if hasattr(load_recipe(path).algorithm, "group_size"):  # trees have leaves
-        small.append("algorithm.group_size=4")
+def test_tiny_recipe_runs(path: Path, tmp_path: Path, made: dict[str, Path]) -> None:
+    small = ["iterations=2", "evaluation.num_prompts=2", *made_first(path, made)]
+    algorithm = load_recipe(path).algorithm
+    for key, value in {"prompts_per_iteration": 2, "group_size": 4, "batch_size": 2}.items():
+        if hasattr(algorithm, key):  # trees have leaves
+            small.append(f"algorithm.{key}={value}")
     assert main([str(path), *small, f"output={tmp_path / 'run'}"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == [1, 2]
@@ -107,6 +166,23 @@ def test_wan_recipe_on_random_weights(name: str, tmp_path: Path) -> None:
     assert len(rows) == 2
     assert all(row.get("ratio/first_deviation", 0) < 1e-4 for row in rows)
     assert rows[-1]["drift/weights"] > 0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("wan_flow_dpo", "candidates"), ("wan_dense_dpo", "guided")])
+def test_wan_preference_recipe_on_random_weights(name: str, kind: str, tmp_path: Path, made: dict[str, Path]) -> None:
+    """From videos: they are encoded by Wan's own VAE class, at the recipe's rate."""
+    torch.manual_seed(0)
+    wan()[0].save_pretrained(tmp_path / "wan")
+    clip = [f"rewards.clip.options.{key}" for key in ("model=null", "pretrained=null", "path=examples/tiny_world/clip")]
+    sizes = ["call.height=32", "call.width=32", "call.num_frames=9", "model.lora.rank=4", "evaluation.num_prompts=2"]
+    fewer = ["iterations=2", "algorithm.batch_size=2", "evaluation.steps=3", "optimizer.warmup=0"]
+    place = [f"model.path={tmp_path / 'wan'}", f"output={tmp_path / 'run'}", "model.device=cpu"]
+    place.append(f"data.preferences={made[f'{kind} as videos']}")
+    assert main([f"recipes/{name}.yaml", *place, *clip, *sizes, *fewer]) == 0
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert rows[0]["loss"] == pytest.approx(math.log(2))
+    assert rows[0]["margin/size"] == 0 < rows[1]["margin/size"]
+    assert len(list((tmp_path / "run/latents").iterdir())) >= 4
 
 
 HUNYUAN = ["call.prompt_template={template: '{}', crop_start: 0}", "call.max_sequence_length=32", "algorithm.keep=2"]
