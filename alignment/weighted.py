@@ -84,17 +84,17 @@ def given_videos(recipe: Recipe, records: Sequence[Pair | Group]) -> list[Video]
 
 
 def worth_imitating(videos: Sequence[Video]) -> list[Video]:
-    """The best of each record, all of a record that is not scored, none of one that is tied."""
+    """The best of each record of those that are scored, all of a record without scores, none of one that is tied."""
     records: dict[int, list[Video]] = {}
     for video in videos:
         records.setdefault(video.record, []).append(video)
     found = []
     for members in records.values():
-        scores = [video.score for video in members]
-        if None in scores:
+        scored = {video.score: video for video in reversed(members) if video.score is not None}
+        if not scored:
             found += members
-        elif len(members) == 1 or max(scores) > min(scores):
-            found.append(max(members, key=lambda video: video.score))
+        elif len(members) == 1 or len(scored) > 1:
+            found.append(scored[max(scored)])
     return found
 
 
