@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import struct
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,14 +190,14 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 def memory_estimate(recipe: Recipe) -> list[str]:
     """Weights and optimiser state in words, from file headers; nothing where the model is not on this machine.
 
-    Raises: UserError for a LoRA target that matches no layer.
+    Raises: UserError for a LoRA target that matches no layer, and what an algorithm's own count finds.
     """
     path, model = Path(recipe.model.path), recipe.model
     if not path.is_dir():
         return [f"{path} is not on this machine: its memory is unknown until it is"]
     frozen, trained, adapted, weights = 0, 0, 0, 0
     denoisers = defaultdict(dict)  # component -> layer -> shape of its weight
-    for file in path.glob("*/*.safetensors"):
+    for file in sorted(path.glob("*/*.safetensors")):
         component = file.parent.name
         variant = (
             file.suffixes[0].partition("-")[0] if len(file.suffixes) > 1 else None
@@ -215,7 +216,12 @@ def memory_estimate(recipe: Recipe) -> list[str]:
             else:
                 frozen += math.prod(shape)
                 weights += math.prod(shape) * BYTES[dtype]
-    for component, layers in denoisers.items() if model.trained == "lora" else ():
+    algorithm = sys.modules[type(recipe.algorithm).__module__]
+    own = hasattr(algorithm, "count_weights")  # trains something else
+    if own:
+        trained, adapters, adapted = algorithm.count_weights(recipe, check_pipeline(recipe), denoisers)
+        frozen, weights = frozen + adapters, weights + adapters * 4
+    for component, layers in denoisers.items() if model.trained == "lora" and not own else ():
         check_targets(component, layers, model.lora.targets)
         for name, shape in layers.items():
             if any(f".{name}".endswith(f".{target}") for target in model.lora.targets):

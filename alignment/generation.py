@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from .samples import chunks
 from .startup import quiet_loading, try_out
 
 SETTINGS = "generate.json"  # what a folder was made with
+CALL = 32  # videos a pipeline call, where the recipe does not say
+WRITERS = 4  # videos that are written at a time
 CRF = "10"  # of libx264 without chroma subsampling: rewards change by a thousandth
 
 
@@ -78,12 +81,15 @@ def generate_all(recipe: Recipe, options: argparse.Namespace, processes: Process
     if len(left) < len(mine):
         console.print(f"{len(mine) - len(left)} of {len(mine)} videos are there already")
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("videos"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    terminal = console.is_terminal
+    with ThreadPoolExecutor(WRITERS) as pool, Progress(*columns, console=console, disable=not terminal) as bar:
         shown = bar.add_task("", total=len(left))
-        for part in calls(left, recipe.batch.rollout):
-            for task, *made in zip(part, *(tensor.cpu() for tensor in make(part)), strict=True):
-                write(files_of(out, task), Made(*made), recipe.fps)
-            bar.update(shown, advance=len(part))
+        for part in calls(left, recipe.batch.rollout or CALL):
+            rows = zip(part, *(tensor.cpu() for tensor in make(part)), strict=True)
+            # Each video takes an encoder's process of its own, which leaves the others something to do.
+            written = pool.map(lambda row: write(files_of(out, row[0]), Made(*row[1:]), recipe.fps), rows)
+            for _ in written:
+                bar.update(shown, advance=1)
     processes.wait()
     if processes.is_main:
         lines = [json.dumps(row) for row in index(tasks, out, recipe.fps)]
@@ -126,7 +132,7 @@ def claim(out: Path, recipe: Recipe, options: argparse.Namespace, processes: Pro
 def sampling_policy(recipe: Recipe, weights: Path | None, processes: Processes, embeddings: Path) -> Policy:
     """The recipe's pipeline, with the newest weights of a run if one is named."""
     quiet_loading()
-    policy = load_policy(recipe.model, recipe.sampler, recipe.call, processes.device)
+    policy = load_policy(recipe, processes.device)
     if weights is not None:
         found = checkpoints(weights / "checkpoints")
         if not found:

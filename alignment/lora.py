@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE as FILE
+from diffusers.loaders.lora_base import LoraBaseMixin
 from peft import LoraConfig as PeftLoraConfig
 from peft.utils import get_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from .config import LoRAConfig
 from .errors import UserError
@@ -39,22 +41,50 @@ def add_lora(denoisers: dict[str, nn.Module], config: LoRAConfig) -> dict[str, n
 
 
 def save_lora(pipe: Any, denoisers: dict[str, nn.Module], folder: Path) -> None:
-    """Write adapters as the pipeline's own load_lora_weights takes them: pytorch_lora_weights.safetensors.
+    """Write adapters as the pipeline's own load_lora_weights takes them (see `write_lora`)."""
+    adapters = {
+        component: (get_peft_model_state_dict(denoiser), denoiser.peft_config["default"].to_dict())
+        for component, denoiser in denoisers.items()
+    }
+    write_lora(pipe, adapters, folder)
+
+
+def write_lora(pipe: Any, adapters: dict[str, tuple[dict[str, Tensor], dict[str, Any]]], folder: Path) -> None:
+    """Write the weights and the configuration of each denoiser's adapter: pytorch_lora_weights.safetensors.
 
     A second expert goes to a folder of its own inside (load_lora_weights(..., load_into_transformer_2=True)); a
     pipeline without LoRA loading gets one folder a denoiser, for denoiser.load_lora_adapter(folder, prefix=None,
     weight_name="pytorch_lora_weights.safetensors").
     """
-    argument = f"{next(iter(denoisers))}_lora"
-    for i, (component, denoiser) in enumerate(denoisers.items()):
-        if not hasattr(pipe, "save_lora_weights"):
-            denoiser.save_lora_adapter(folder / component)
-            continue
-        weights = {
-            f"{argument}_layers": get_peft_model_state_dict(denoiser),
-            f"{argument}_adapter_metadata": denoiser.peft_config["default"].to_dict(),
-        }
-        pipe.save_lora_weights(folder if i == 0 else folder / component, **weights)
+    argument = f"{next(iter(adapters))}_lora"
+    files = lora_files(type(pipe), adapters, folder)
+    for component, (weights, metadata) in adapters.items():
+        target = files[component][0].parent
+        if hasattr(pipe, "save_lora_weights"):
+            options = {f"{argument}_layers": weights, f"{argument}_adapter_metadata": metadata}
+            pipe.save_lora_weights(target, **options)
+        else:
+            LoraBaseMixin.write_lora_layers(weights, target, True, FILE, None, True, metadata)
+
+
+def load_lora(pipe: Any, denoisers: dict[str, nn.Module], folder: Path, adapter: str) -> None:
+    """Put what `write_lora` wrote on the denoisers, as an adapter of this name."""
+    for i, (component, (file, _)) in enumerate(lora_files(type(pipe), denoisers, folder).items()):
+        if hasattr(pipe, "load_lora_weights"):
+            into = {f"load_into_{component}": True} if i else {}
+            pipe.load_lora_weights(file.parent, weight_name=FILE, adapter_name=adapter, **into)
+        else:
+            options = {"prefix": None, "weight_name": FILE, "adapter_name": adapter}
+            denoisers[component].load_lora_adapter(file.parent, **options)
+
+
+def lora_files(pipeline: type, components: Iterable[str], folder: Path) -> dict[str, tuple[Path, str]]:
+    """Where each denoiser's adapter lies in a LoRA's folder, and what the names of its weights begin with."""
+    first, *others = components
+    if not hasattr(pipeline, "save_lora_weights"):
+        return {component: (folder / component / FILE, "") for component in (first, *others)}
+    named = {first: folder, **{component: folder / component for component in others}}
+    return {component: (where / FILE, f"{first}.") for component, where in named.items()}
 
 
 def check_targets(component: str, layers: Collection[str], targets: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from samplers.rollout import generators, patched
 from samplers.schedulers import Moment
 from samplers.stock import is_flow
 
-from .config import ModelConfig, SamplerConfig
+from .config import ModelConfig, Recipe, SamplerConfig
 from .embeddings import EmbeddingCache
 from .errors import UserError
 from .files import replacing_folder
@@ -54,9 +55,9 @@ class Policy:
         self.stock = _shifted(pipe.scheduler, sampler.shift)
         self.embeddings: EmbeddingCache | None = None
         self.image_each, self.injectable, self.levels_each = False, True, False
-        self.denoisers = _denoisers(pipe)
+        self.denoisers = denoisers_of(pipe)
         _freeze(pipe)
-        self.parameters = add_lora(self.denoisers, model.lora) if model.trained == "lora" else self._train_everything()
+        self.parameters = self._make_trainable()
         self.full_reference: dict[str, Tensor] | None = None
         for denoiser in self.denoisers.values():
             denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -270,7 +271,10 @@ class Policy:
         first = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
         self.evaluations += len(first)
 
-    def _train_everything(self) -> dict[str, nn.Parameter]:
+    def _make_trainable(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, float32 and with gradients; the rest of the pipeline is frozen already."""
+        if self.model.trained == "lora":
+            return add_lora(self.denoisers, self.model.lora)
         parameters = {}
         for component, denoiser in self.denoisers.items():
             denoiser.float().requires_grad_(True)
@@ -278,9 +282,13 @@ class Policy:
         return parameters
 
 
-def load_policy(model: ModelConfig, sampler: SamplerConfig, call: dict[str, Any], device: torch.device) -> Policy:
-    """Load a pipeline by folder or hub id and make it trainable."""
-    return Policy(load_pipeline(model, device), model, sampler, call, device)
+def load_policy(recipe: Recipe, device: torch.device) -> Policy:
+    """Load the recipe's pipeline by folder or hub id and make it trainable, as its algorithm does if that has a way."""
+    pipe = load_pipeline(recipe.model, device)
+    algorithm = sys.modules[type(recipe.algorithm).__module__]
+    if hasattr(algorithm, "make_policy"):
+        return algorithm.make_policy(pipe, recipe, device)
+    return Policy(pipe, recipe.model, recipe.sampler, recipe.call, device)
 
 
 def load_pipeline(model: ModelConfig, device: torch.device) -> Any:
@@ -318,7 +326,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _denoisers(pipe: Any) -> dict[str, nn.Module]:
+def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
+    """A pipeline's networks by the names of their components. Raises: UserError where there is none."""
     found = {n: m for n, m in pipe.components.items() if n.startswith(DENOISERS) and isinstance(m, nn.Module)}
     if not found:
         raise UserError(f"model: {type(pipe).__name__} has no component called {' or '.join(DENOISERS)}")

@@ -80,7 +80,7 @@ def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
 
     quiet_loading()
     scorer = Scorer(recipe, processes.device)
-    policy = load_policy(recipe.model, recipe.sampler, recipe.call, processes.device)
+    policy = load_policy(recipe, processes.device)
     check_disk(recipe.folder, sum(p.numel() for p in policy.parameters.values()), recipe)
     if _algorithm(recipe).needs_reference(recipe.algorithm) or recipe.evaluation.trained_share < 1:
         policy.keep_reference()
