@@ -127,6 +127,7 @@ def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Bat
     """(P,) sums over what is counted; errors and reference (P, 2, F)."""
     config: Config = run.recipe.algorithm
     watch(run, tally, errors, reference, batch)
+    tally.add("frames/tied", (batch.frame_labels == 0).double().mean(1))
     sums, counts = LOSSES[config.aggregate](margins(run, errors, reference), batch.frame_labels)
     return sums + counts * config.anchor * oriented(errors, batch.frame_labels)[:, 0]
 
