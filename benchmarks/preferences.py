@@ -3,15 +3,16 @@
     python -m benchmarks.preferences --out runs/preferences [--seeds 0 1 2]
     python -m benchmarks.preferences --out runs/preferences --report benchmarks/results/preferences_tiny-world_cpu
 
-Two questions.
+Three questions.
 
     methods   Pairs labelled by the verifiable reward (speed and direction of the sprite). Flow-DPO, GAPO, Flow-RWR and
               SFT learn from the best and the worst of four samples of each prompt, DenseDPO from pairs that start from
               one real clip each, SePPO from real clips of fast sprites. Does the held-out reward rise?
-    motion    Pairs labelled by a judge who likes what changes little from frame to frame, as people who look for flaws
-              do (DenseDPO, arXiv 2506.03517): two samples of a prompt from independent noise, against two that start
-              from one real clip, with one label a pair or one for each half second. All have as many pairs and
-              updates. How much of the speed is left?
+    motion    Pairs labelled by a judge who likes what changes little from frame to frame and nothing else: two samples
+              of a prompt from independent noise, against two that start from one real clip, with one label a pair or
+              one for each half second. All have as many pairs and updates. How much of the speed is left?
+    quality   The same with a judge who likes good shapes, and slow ones a little more, as people who look for flaws do:
+              what DenseDPO (arXiv 2506.03517) says of its pairs, that they teach quality and keep motion.
 
 The first command makes the data and trains (some 40 minutes on two cores); what is finished is kept, so it goes on
 where it was stopped. The second writes REPORT.md and .json.
@@ -21,21 +22,46 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-JUDGE = f"{Path(__file__).resolve()}:calm"
+CALM, LOOKS = (f"{Path(__file__).resolve()}:{judge}" for judge in ("calm", "looks"))
 HELD_OUT = 32  # pairs of each file that are never trained on
 BUDGET = ["iterations=60", "algorithm.batch_size=16", "optimizer.lr=5e-4", "optimizer.decay_from=0.5"]
-VALUES = ("reward/motion", "reward/motion/speed", "reward/calm", "reward/match", "reward/clip")
+VALUES = {  # columns of a question's table: what they are called, and what evaluations call them
+    "methods": {"motion": "reward/motion", "match": "reward/match", "clip": "reward/clip"},
+    "motion": {"calm": "reward/calm", "speed": "reward/motion/speed", "match": "reward/match"},
+    "quality": {
+        "looks": "reward/looks",
+        "shape": "reward/shape",
+        "speed": "reward/motion/speed",
+        "match": "reward/match",
+    },
+}
+TITLES = {
+    "methods": "Does the reward rise?",
+    "motion": "A judge of motion alone: which pairs cost motion?",
+    "quality": "A judge of quality with a liking for slow motion: which pairs cost motion?",
+}
 
 
 def calm(videos, prompts):
     """1 minus five times the mean absolute change from frame to frame; videos (N, F, C, H, W) in [0, 1]."""
     return 1 - 5 * videos.diff(dim=1).abs().mean((1, 2, 3, 4))
+
+
+def looks(videos, prompts):
+    """How well the sprite has the named shape, in [0, 1], less a fifth of its speed in px a frame."""
+    from rewards import Clip
+    from rewards.sprite import measure, sprite_shape
+
+    clips = [Clip(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
+    return sprite_shape()(clips).total - 0.2 * measure(videos).speed
 
 
 class Data(NamedTuple):
@@ -51,10 +77,9 @@ class Arm(NamedTuple):
     question: str
     recipe: str
     data: str
-    overrides: list[str] = []
 
 
-BY_MOTION, BY_CALM = ["--reward", "sprite_motion"], ["--reward", JUDGE]
+BY_MOTION, BY_CALM, BY_LOOKS = (["--reward", judge] for judge in ("sprite_motion", CALM, LOOKS))
 HALVES = ["--segments", "0.5"]
 GUIDED = ["--guided", "CLIPS"]
 DATA = {
@@ -63,6 +88,9 @@ DATA = {
     "calm_sampled": Data(["--candidates", "2"], [*BY_CALM, "--select", "best_worst"]),
     "calm_guided": Data(GUIDED, BY_CALM),
     "calm_guided_halves": Data(GUIDED, [*BY_CALM, *HALVES]),
+    "looks_sampled": Data(["--candidates", "2"], [*BY_LOOKS, "--select", "best_worst"]),
+    "looks_guided": Data(GUIDED, BY_LOOKS),
+    "looks_guided_halves": Data(GUIDED, [*BY_LOOKS, *HALVES]),
 }
 ARMS = {
     "flow_dpo": Arm("methods", "tiny_flow_dpo", "sampled"),
@@ -74,6 +102,9 @@ ARMS = {
     "independent": Arm("motion", "tiny_flow_dpo", "calm_sampled"),
     "guided": Arm("motion", "tiny_flow_dpo", "calm_guided"),
     "guided, by half second": Arm("motion", "tiny_dense_dpo", "calm_guided_halves"),
+    "looks: independent": Arm("quality", "tiny_flow_dpo", "looks_sampled"),
+    "looks: guided": Arm("quality", "tiny_flow_dpo", "looks_guided"),
+    "looks: guided, by half second": Arm("quality", "tiny_dense_dpo", "looks_guided_halves"),
 }
 
 
@@ -128,9 +159,10 @@ def train(name: str, seed: int, folder: Path) -> dict[str, Any]:
     data = [f"data.preferences={train_on}", "data.prompts=null"]
     if arm.recipe in ("tiny_flow_dpo", "tiny_gapo", "tiny_dense_dpo"):
         data.append(f"data.held_out={held_out}")
-    rewards = [f"rewards.calm.use={JUDGE}", "rewards.calm.weight=0"]
-    output = folder / "runs" / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
-    result = run_seed(f"recipes/{arm.recipe}.yaml", [*BUDGET, *data, *rewards, *arm.overrides], seed, output)
+    judges = {"calm": CALM, "looks": LOOKS, "shape": "sprite_shape"}
+    rewards = [f"rewards.{n}.{field}" for n, judge in judges.items() for field in (f"use={judge}", "weight=0")]
+    output = folder / "runs" / file_name(name, seed)
+    result = run_seed(f"recipes/{arm.recipe}.yaml", [*BUDGET, *data, *rewards], seed, output)
     rows = read_metrics(output / "metrics.jsonl")
     gain = result["gains"]["motion"]
     return {
@@ -143,8 +175,12 @@ def train(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "held_out": rows[-1].get("eval/pairs/implicit_accuracy"),
         "winner": rows[-1].get("error/winner"),
         "loser": rows[-1].get("error/loser"),
-        "changes": {n: [c.before, c.after, c.change, c.z] for n, c in result["changes"].items() if n in VALUES},
+        "changes": {n: [c.before, c.after, c.change, c.z] for n, c in result["changes"].items()},
     }
+
+
+def file_name(arm: str, seed: int) -> str:
+    return f"{'_'.join(re.findall(r'[a-z_]+', arm))}_{seed}"
 
 
 def report(folder: Path, target: Path) -> str:
@@ -162,17 +198,16 @@ def report(folder: Path, target: Path) -> str:
         f"{time.strftime('%Y-%m-%d')}. " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
         "",
         "60 updates of 16 examples each, LoRA, lr 5e-4. Means over seeds of values on 128 held-out prompts; z of each",
-        "seed's paired change. Calm is the judge of the second question. Told apart: share of held-out pairs that the",
-        "policy tells apart better than the base does. Winner, loser: errors over the base's, of the last update.",
+        "seed's paired change. Told apart: share of held-out pairs that the policy tells apart better than the base.",
+        "Winner, loser: errors over the base's, of the last update.",
     ]
-    for question, title in (("methods", "## Does the reward rise?"), ("motion", "## Which pairs cost motion?")):
-        lines += ["", title, "", "| arm | motion | z | speed | calm | z | match | clip | valid | area | told apart "]
-        lines[-1] += "| winner | loser |"
-        lines.append("|---" * 13 + "|")
+    for question, columns in VALUES.items():
+        ends = ("valid", "area", "told apart", "winner", "loser")
+        head = ["arm", *(word for column in columns for word in (column, "z")), *ends]
+        lines += ["", f"## {TITLES[question]}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for arm in (name for name in ARMS if ARMS[name].question == question):
-            runs = [result for result in results if result["arm"] == arm]
-            if runs:
-                lines.append(row(arm, runs))
+            if runs := [result for result in results if result["arm"] == arm]:
+                lines.append(row(arm, columns.values(), runs))
     page = "\n".join([*lines, ""])
     target.with_suffix(".md").write_text(page, "utf-8")
     record = {"command": command, "versions": versions(), "runs": results}
@@ -180,24 +215,17 @@ def report(folder: Path, target: Path) -> str:
     return page
 
 
-def row(arm: str, runs: list[dict[str, Any]]) -> str:
+def row(arm: str, columns: Iterable[str], runs: list[dict[str, Any]]) -> str:
     """One line of a table."""
-
-    def change(value: str) -> str:
-        before = runs[0]["changes"][value][0]
-        return f"{before:.3f} to {mean([r['changes'][value][1] for r in runs]):.3f}"
-
-    def zs(value: str) -> str:
-        return ", ".join(f"{r['changes'][value][3]:.1f}" for r in runs)
-
-    def mean_of(key: str) -> str:
-        known = [r[key] for r in runs if r[key] is not None]
-        return f"{mean(known):.3f}" if known else ""
-
-    motion, speed, still, match, clip = VALUES
-    cells = [arm, change(motion), zs(motion), change(speed), change(still), zs(still), change(match), change(clip)]
-    cells += [mean_of(key) for key in ("valid", "area", "held_out", "winner", "loser")]
-    return "| " + " | ".join(cells) + " |"
+    cells = [arm]
+    for column in columns:
+        changes = [run["changes"][column] for run in runs]  # before, after, change, z
+        cells.append(f"{changes[0][0]:.3f} to {mean([after for _, after, *_ in changes]):.3f}")
+        cells.append(", ".join(f"{z:.1f}" for *_, z in changes))
+    for key in ("valid", "area", "held_out", "winner", "loser"):
+        known = [run[key] for run in runs if run[key] is not None]
+        cells.append(f"{mean(known):.3f}" if known else "")
+    return f"| {' | '.join(cells)} |"
 
 
 def mean(values: list[float]) -> float:
@@ -217,7 +245,7 @@ def main() -> int:
     (options.out / "results").mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for arm in options.arms:
-            path = options.out / "results" / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}.json"
+            path = options.out / "results" / f"{file_name(arm, seed)}.json"
             if not path.exists():
                 path.write_text(json.dumps(train(arm, seed, options.out)), "utf-8")
     return 0
