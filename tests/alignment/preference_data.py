@@ -12,11 +12,13 @@ import imageio.v3 as iio
 import torch
 import yaml
 
+from alignment.config import LoRAConfig
 from alignment.data import save_latent
 from alignment.data.latents import fit_video
 from alignment.run import main
 from rewards.video_files import read_video
 from samplers import Encoder
+from tests.alignment.tiny import make_policy, shake
 
 FPS = 8
 CALL = {"height": 16, "width": 16, "num_frames": 9, "guidance_scale": 1.0, "max_sequence_length": 16}
@@ -47,7 +49,7 @@ def write_clip(path: Path, seed: int, frames: int = 9, size: int = 16, fps: floa
 
 
 def make(folder: Path, base: Path) -> Path:
-    """Write videos.jsonl and latents.jsonl, the same records by other files. Returns: the folder."""
+    """Write videos.jsonl and latents.jsonl, the same records by other files; and two LoRAs. Returns: the folder."""
     encoder = Encoder(diffusers.WanPipeline.from_pretrained(base), prompt=PROMPTS[0], **CALL)
     for kind in ("video", "latent"):
         (folder / kind).mkdir(parents=True)
@@ -60,6 +62,10 @@ def make(folder: Path, base: Path) -> Path:
         save_latent(folder / f"latent/{i}.safetensors", state, noise)
     for kind in ("video", "latent"):
         write_rows(folder / f"{kind}s.jsonl", rows_of(kind))
+    for seed, name in enumerate(("look", "motion")):
+        expert = make_policy(model={"lora": LoRAConfig(rank=2, alpha=4, targets=["to_q", "to_v"])})
+        shake(expert, 0.3, seed)
+        expert.save(folder / "experts" / name)
     return folder
 
 

@@ -1,6 +1,7 @@
 """What every algorithm that learns from preferences does alike, through the command: given pairs, and sampled ones."""
 
 import functools
+import importlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -9,15 +10,21 @@ import pytest
 import torch
 
 import alignment.run
+from alignment.algorithms import seppo, sft
 from alignment.check import check_recipe
 from alignment.checkpoint import checkpoints, load_state
-from alignment.config import load_recipe
+from alignment.config import BatchConfig, known_algorithms, load_recipe
+from alignment.data import Member
 from alignment.distributed import Processes
 from alignment.metrics import read_metrics
+from alignment.preference import MatchingConfig
 from alignment.run import main, prepare, train
 from alignment.training import Run
+from alignment.weighted import Video, sample_videos
+from samplers import seed_for
 from tests.alignment.preference_data import PROMPTS, ran, recipe_for, write_recipe
 from tests.alignment.test_resume import assert_same_run
+from tests.alignment.tiny import make_policy, make_run, shake
 from tests.alignment.two_processes import joined, spawned
 
 SAMPLED = {"prompts_per_iteration": 2, "group_size": 3, "updates_per_rollout": 2}
@@ -34,13 +41,14 @@ CASES = {
     "flow_rwr": {"batch_size": 5},
     "sft": {"batch_size": 3},
     "seppo": {"beta": 50.0, "batch_size": 4, "keep_every": 1, "checkpoints": 2},
+    "tlpo": {"beta": 50.0, "batch_size": 3, "width": 4},
     "flow_dpo sampled": {"beta": 50.0, **SAMPLED},
     "gapo sampled": {"beta": 50.0, "score_range": [0.0, 100.0], "noise": "own", **SAMPLED},
     "flow_rwr sampled": SAMPLED,
     "sft sampled": SAMPLED,
 }
 # Every update and every loop once, where that takes time: others differ in a formula.
-ONCE = ["flow_dpo", "dense_dpo", "gapo", "flow_rwr", "seppo", "flow_dpo sampled", "sft sampled"]
+ONCE = ["flow_dpo", "dense_dpo", "flow_rwr", "seppo", "tlpo", "flow_dpo sampled", "sft sampled"]
 
 
 class Case(NamedTuple):
@@ -54,6 +62,8 @@ def written(folder: Path, base: Path, preferences: Path, name: str) -> Path:
     prompts.write_text("\n".join(PROMPTS), "utf-8")
     data = {"prompts": str(prompts)} if "sampled" in name else {"preferences": str(preferences / "latents.jsonl")}
     algorithm = {"name": name.partition(" ")[0], **CASES[name]}
+    if name == "tlpo":
+        algorithm["experts"] = {path.name: str(path) for path in sorted((preferences / "experts").iterdir())}
     return write_recipe(folder / f"{name}.yaml", recipe_for(base, algorithm, data))
 
 
@@ -68,6 +78,12 @@ def runs(tmp_path_factory, base, preferences):
         return Case(recipe, ran(recipe, folder / "alone"))
 
     return runs
+
+
+def test_every_algorithm_is_here():
+    modules = {name: importlib.import_module(f"alignment.algorithms.{name}") for name in known_algorithms()}
+    wanted = {name for name, module in modules.items() if issubclass(module.Config, MatchingConfig)}
+    assert {name.partition(" ")[0] for name in CASES} == wanted
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -223,3 +239,40 @@ def test_held_out_pairs_are_watched(runs, tmp_path, preferences):
     rows = read_metrics(folder / "metrics.jsonl")
     assert all("eval/pairs/implicit_accuracy" in row and "eval/pairs/margin" in row for row in rows)
     assert distance(trained(folder), trained(alone)) == 0  # watching changes nothing
+
+
+def sampling_run(folder, algorithm):
+    """In its first iteration: groups whose samples differ, of a policy off its start."""
+    policy = make_policy(sampler={"kernel": "ode", "shared_noise": False}, call={"guidance_scale": 1.0})
+    run = make_run(folder, policy, algorithm)
+    shake(policy)
+    run.iteration, run.row = 1, {}
+    return run
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_sampled_videos_are_those_that_were_rewarded(tmp_path, size):
+    """The last states of all samples, not all states of the last sample."""
+    run = sampling_run(tmp_path, sft.Config(prompts_per_iteration=2, group_size=3))
+    run.recipe.batch = BatchConfig(rollout=size)
+    sampled = sample_videos(run)
+    texts = [prompt.text for prompt in sampled.prompts]
+    videos = run.policy.decode(torch.stack(sampled.states), texts)
+    assert torch.allclose(videos.mean((1, 2, 3, 4)), sampled.rewards.float(), atol=1e-5)
+    assert len({round(float(reward), 6) for reward in sampled.rewards}) == 6
+
+
+def test_rivals_are_samples_of_the_videos_prompts(tmp_path):
+    run = sampling_run(tmp_path, seppo.Config())
+    prompts, positions = run.stream.prompts[:3], (4, 5, 6)
+    alone = []
+    for prompt, position in zip(prompts, positions, strict=True):
+        seeds = [seed_for(0, kind, 1, position, 0) for kind in ("latents", "noise")]
+        alone.append(run.policy.rollout([prompt.text], [seeds[0]], [seeds[1]], [], stochastic=()).state[0])
+    run.given.load = lambda member: (torch.full_like(alone[0], member.seed), None)
+    videos = [Video(prompt, Member(None, None, i), i, i, None) for i, prompt in enumerate(prompts)]
+    examples = seppo.with_rivals(run, list(zip(positions, videos, strict=True)))
+    for i, example in enumerate(examples):
+        winner, rival = example.load()[0]
+        assert (winner == i).all()
+        assert torch.allclose(rival, alone[i], atol=1e-5)

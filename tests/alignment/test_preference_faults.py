@@ -201,15 +201,16 @@ def test_noise_that_is_not_known(command, folder, recipe):
 
 
 def test_segments_beyond_the_frames_that_are_trained_on(command, folder, recipe):
-    """A longer clip, judged where the pipeline does not look, teaches nothing; and not NaN."""
+    """A clip judged where the pipeline does not look, or where no latent frame is, teaches nothing; and not NaN."""
     recipe["algorithm"] = {"name": "dense_dpo", "batch_size": 2, "anchor": 0.1}
-    rows = rows_of()[:2]
+    rows = rows_of()[:3]
     rows[0] |= {"frames": 17, "seg_labels": [0, 0, 1, 1]}
+    rows[2] |= {"seg_sec": 0.875, "seg_labels": [0, 1]}  # 7 frames and 2, the third latent frame's centre is 6.5
     write_rows(folder / "pairs.jsonl", rows)
     outcome = command()
     assert (outcome.code, outcome.err) == (0, "")
     assert all(row["loss"] > 0 for row in read_metrics(outcome.folder / "metrics.jsonl"))
-    write_rows(folder / "pairs.jsonl", rows[:1])
+    write_rows(folder / "pairs.jsonl", rows[::2])
     outcome = command(f"output={folder / 'second'}")
     (line,) = lines(outcome, folder)
     assert line == ": all segments of the first 9 frames are ties; raise call.num_frames"
