@@ -1,4 +1,4 @@
-"""Every algorithm that samples, on the tiny world, at equal function evaluations and at equal wall time, over several seeds.
+"""Every algorithm that samples, on the tiny world, at equal function evaluations and at equal wall time, several seeds.
 
     python -m benchmarks.algorithms [key=value ...] --out runs/contest [--recipes tiny_grpo ...] [--seeds 0 1 2]
     python -m benchmarks.algorithms --out runs/contest --report benchmarks/results/algorithms_tiny-world_cpu_2026-11
