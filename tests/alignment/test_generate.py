@@ -12,6 +12,7 @@ from alignment.generate import main
 from alignment.generation import first_step
 from alignment.policy import load_pipeline
 from rewards.video_files import read_video
+from tests.alignment.two_processes import joined, spawned
 
 
 @pytest.fixture
@@ -86,6 +87,20 @@ def test_micro_batches_change_nothing(generate, recipe, tmp_path):
     generate("--candidates", "2")
     for path in kept.glob("latents/*"):
         assert torch.allclose(load_file(path)["state"], load_file(folder / "latents" / path.name)["state"], atol=1e-5)
+
+
+def in_two_processes(rank, folder, port):
+    joined(rank, port)
+    assert main([str(folder / "recipe.yaml"), "--out", str(folder / "shared"), "--candidates", "2"]) == 0
+
+
+def test_two_processes_share_the_work(generate, tmp_path):
+    _, _, _, folder = generate("--candidates", "2")
+    spawned(in_two_processes, tmp_path)
+    assert (folder / "index.jsonl").read_text() == (tmp_path / "shared/index.jsonl").read_text()
+    for path in folder.glob("latents/*"):
+        other = load_file(tmp_path / "shared/latents" / path.name)["state"]
+        assert torch.allclose(load_file(path)["state"], other, atol=1e-5)
 
 
 def test_guided_pairs_share_their_start(generate, tmp_path):
