@@ -108,6 +108,11 @@ def margin(error_w: Tensor, error_l: Tensor, ref_w: Tensor, ref_l: Tensor, beta:
     return -0.5 * _per_pair(beta, change_w) * (change_w - change_l)
 
 
+def margins(errors: Tensor, reference: Tensor, beta: float | Tensor) -> Tensor:
+    """`margin` of (P, 2) errors, or by latent frame (P, 2, F): the first members against the second ones."""
+    return margin(errors[:, 0], errors[:, 1], reference[:, 0], reference[:, 1], beta)
+
+
 def _per_pair(value: float | Tensor, like: Tensor) -> Tensor:
     """One value, or P of them, such that it multiplies (P, ...)."""
     return torch.as_tensor(value, dtype=torch.float64, device=like.device).view(-1, *[1] * (like.ndim - 1))

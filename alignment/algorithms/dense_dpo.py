@@ -41,7 +41,7 @@ from ..pairs import (
     watch_held_out,
 )
 from ..preference import Batch, Example, watch_pairs
-from ..preference_losses import margin, pair_losses, pair_margin, token_losses, usable
+from ..preference_losses import margins, pair_losses, pair_margin, token_losses, usable
 from ..tally import Tally
 from ..training import Run
 
@@ -128,7 +128,7 @@ def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Bat
     config: Config = run.recipe.algorithm
     watch(run, tally, errors, reference, batch)
     tally.add("frames/tied", (batch.frame_labels == 0).double().mean(1))
-    sums, counts = LOSSES[config.aggregate](margins(run, errors, reference), batch.frame_labels)
+    sums, counts = LOSSES[config.aggregate](margins(errors, reference, run.recipe.algorithm.beta), batch.frame_labels)
     return sums + counts * config.anchor * oriented(errors, batch.frame_labels)[:, 0]
 
 
@@ -142,13 +142,8 @@ def counted(run: Run, examples: Sequence[Example]) -> float:
 def watch(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> None:
     """Note how the policy tells the untied frames of these pairs apart."""
     labels = batch.frame_labels
-    z = pair_margin(margins(run, errors, reference).detach(), labels)
+    z = pair_margin(margins(errors, reference, run.recipe.algorithm.beta).detach(), labels)
     watch_pairs(tally, z, oriented(errors, labels), oriented(reference, labels), batch.levels)
-
-
-def margins(run: Run, errors: Tensor, reference: Tensor) -> Tensor:
-    """(P, F) z of the first members against the second ones."""
-    return margin(errors[:, 0], errors[:, 1], reference[:, 0], reference[:, 1], run.recipe.algorithm.beta)
 
 
 def oriented(errors: Tensor, labels: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from ..pairs import (
     watch_held_out,
 )
 from ..preference import Batch, watch_pairs
-from ..preference_losses import SCHEDULES, beta_at, dpo_loss, gap_beta, ipo_loss, margin, poly_loss
+from ..preference_losses import SCHEDULES, beta_at, dpo_loss, gap_beta, ipo_loss, margins, poly_loss
 from ..tally import Tally
 from ..training import Run
 
@@ -105,9 +105,10 @@ def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Bat
     """(P,) by the recipe's loss; errors and reference (P, 2)."""
     config: Config = run.recipe.algorithm
     watch(run, tally, errors, reference, batch)
-    z = margins(run, errors, reference, batch)
+    beta = betas(run, batch)
+    z = margins(errors, reference, beta)
     if config.loss == "ipo":
-        found = ipo_loss(z, betas(run, batch))
+        found = ipo_loss(z, beta)
     else:
         found = poly_loss(z, config.poly_alpha) if config.loss == "poly" else dpo_loss(z)
     return batch.weights * found + config.anchor * errors[:, 0]
@@ -115,12 +116,7 @@ def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Bat
 
 def watch(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> None:
     """Note how the policy tells these pairs apart."""
-    watch_pairs(tally, margins(run, errors, reference, batch), errors, reference, batch.levels)
-
-
-def margins(run: Run, errors: Tensor, reference: Tensor, batch: Batch) -> Tensor:
-    """(P,) z."""
-    return margin(errors[:, 0], errors[:, 1], reference[:, 0], reference[:, 1], betas(run, batch))
+    watch_pairs(tally, margins(errors, reference, betas(run, batch)), errors, reference, batch.levels)
 
 
 def betas(run: Run, batch: Batch) -> Tensor:

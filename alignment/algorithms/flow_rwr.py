@@ -9,8 +9,8 @@ Videos are given with scores (data.preferences), or sampled by the policy and re
 Differs from the paper: rewards are standardised a prompt, not over all prompts, so that easy prompts do not dominate;
 weights are divided by their mean and bounded by `max_weight`.
 
-Logs: loss, error (unweighted), weight (its mean over what was trained on), weight/effective (share of the videos that
-equal weights would need for the same variance).
+Logs: loss, error (unweighted), weight (its mean over what was trained on), and where the policy samples
+weight/effective (share of the videos that equal weights would need for the same variance).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from ..pairs import (
     watch_held_out,
 )
 from ..preference import Batch, watch_pairs
-from ..preference_losses import dpo_loss, gap_weight, margin
+from ..preference_losses import dpo_loss, gap_weight, margins
 from ..tally import Tally
 from ..training import Run
 
@@ -104,15 +104,10 @@ def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Bat
     """(P,) weighted; errors and reference (P, 2)."""
     watch(run, tally, errors, reference, batch)
     tally.add("weight", batch.weights)
-    found = batch.weights * dpo_loss(margins(run, errors, reference))
+    found = batch.weights * dpo_loss(margins(errors, reference, run.recipe.algorithm.beta))
     return found + run.recipe.algorithm.anchor * errors[:, 0]
 
 
 def watch(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> None:
     """Note how the policy tells these pairs apart."""
-    watch_pairs(tally, margins(run, errors, reference), errors, reference, batch.levels)
-
-
-def margins(run: Run, errors: Tensor, reference: Tensor) -> Tensor:
-    """(P,) z."""
-    return margin(errors[:, 0], errors[:, 1], reference[:, 0], reference[:, 1], run.recipe.algorithm.beta)
+    watch_pairs(tally, margins(errors, reference, run.recipe.algorithm.beta), errors, reference, batch.levels)

@@ -29,7 +29,7 @@ from samplers import seed_for
 from ..config import Recipe
 from ..data import Stream
 from ..preference import Batch, Example, MatchingConfig, batches, check_matching, watch_pairs
-from ..preference_losses import anchor_sign, margin, seppo_loss
+from ..preference_losses import anchor_sign, margins, seppo_loss
 from ..samples import Plan, sample_groups
 from ..tally import Tally
 from ..training import Run
@@ -131,7 +131,7 @@ def update(run: Run, examples: Sequence[Example], name: str, tally: Tally) -> No
         def visit(errors: Tensor, batch: Batch = batch, reference: Tensor = reference) -> None:
             both = errors[:, 0], errors[:, 1], reference[:, 0], reference[:, 1]
             losses = seppo_loss(*both, config.beta, config.lowest)
-            watch_pairs(tally, margin(*both, config.beta).detach(), errors, reference, batch.levels)
+            watch_pairs(tally, margins(errors, reference, config.beta).detach(), errors, reference, batch.levels)
             tally.add("sign", anchor_sign(errors[:, 0], reference[:, 0], config.lowest))
             tally.add("loss", losses)
             (losses.sum() / count).backward()

@@ -43,7 +43,7 @@ from ..pairs import (
     watch_held_out,
 )
 from ..preference import Batch, watch_pairs
-from ..preference_losses import dpo_loss, margin
+from ..preference_losses import dpo_loss, margins
 from ..tally import Tally
 from ..training import Run
 
@@ -127,17 +127,15 @@ def chosen(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[
 def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> Tensor:
     """(P,) of Flow-DPO; errors and reference (P, 2)."""
     watch(run, tally, errors, reference, batch)
-    return batch.weights * dpo_loss(margins(run, errors, reference)) + run.recipe.algorithm.anchor * errors[:, 0]
+    return (
+        batch.weights * dpo_loss(margins(errors, reference, run.recipe.algorithm.beta))
+        + run.recipe.algorithm.anchor * errors[:, 0]
+    )
 
 
 def watch(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> None:
     """Note how the policy tells these pairs apart."""
-    watch_pairs(tally, margins(run, errors, reference), errors, reference, batch.levels)
-
-
-def margins(run: Run, errors: Tensor, reference: Tensor) -> Tensor:
-    """(P,) z."""
-    return margin(errors[:, 0], errors[:, 1], reference[:, 0], reference[:, 1], run.recipe.algorithm.beta)
+    watch_pairs(tally, margins(errors, reference, run.recipe.algorithm.beta), errors, reference, batch.levels)
 
 
 def gate_metrics(policy: GatedPolicy) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from .latents import LatentCache, fit_video, has_noise, load_latent, save_latent
 from .media import check_media
 from .preference_json import parse_record, to_json
-from .preferences import Group, Member, Pair, PreferenceStream, combined, judged_by_people, score_of
+from .preferences import Group, Member, Pair, combined, judged_by_people, score_of
 from .prompts import Prompt, PromptStream, by_image, conditions, read_image, read_prompts
 from .readers import read_preferences, read_videos
 from .segments import frame_labels, num_segments, segment_bounds, segment_of_latent_frames
@@ -26,7 +26,6 @@ __all__ = [
     "LatentCache",
     "Member",
     "Pair",
-    "PreferenceStream",
     "Prompt",
     "PromptStream",
     "Stream",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .prompts import Prompt
-from .stream import Stream
 
 Score = str | Mapping[str, float] | None  # a dimension, the weights of a sum, or None: the mean of all dimensions
 
@@ -55,9 +54,6 @@ class Group(NamedTuple):
     scores: dict[str, tuple[float | None, ...]]  # dimension -> of each member, None: not scored
     source: str | None = None
     line: int = 0  # of the file
-
-
-PreferenceStream = Stream[Pair | Group]
 
 
 def combined(scores: Mapping[str, float | None], score: Score = None) -> float:

@@ -11,7 +11,7 @@ from alignment.pairs import close_iteration, reference_weights, sampled_examples
 from alignment.preference import Example, batches, look_at_pipeline
 from alignment.preference_losses import draw_levels
 from alignment.tally import Tally
-from samplers import decode, seed_for
+from samplers import seed_for
 from tests.alignment.tiny import make_policy, make_run, shake
 from tests.pipelines import PROMPTS, STEPS
 
@@ -188,8 +188,7 @@ def test_sampled_pairs_are_the_best_and_the_worst_of_each_group(tmp_path):
     assert torch.allclose(states[0], group.state[brightness.argmax()], atol=1e-5)
     assert torch.allclose(states[1], group.state[brightness.argmin()], atol=1e-5)
     # Clean states, not those of a step before: the pipeline decodes them to the videos that were scored.
-    with run.policy._running(run.policy.stock):
-        videos = decode(run.policy.pipe, states, **run.policy._arguments([updates[0][0].prompt.text] * 2, {}))
+    videos = run.policy.decode(states, [updates[0][0].prompt.text] * 2)
     assert torch.allclose(videos.mean((1, 2, 3, 4)), torch.stack([brightness.max(), brightness.min()]), atol=1e-5)
 
 

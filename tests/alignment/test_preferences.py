@@ -15,8 +15,8 @@ from alignment.data import (
     Group,
     Member,
     Pair,
-    PreferenceStream,
     Prompt,
+    Stream,
     check_media,
     parse_record,
     read_preferences,
@@ -484,17 +484,17 @@ def test_a_deep_check_reads_to_the_end(tmp_path):
 
 def test_a_stream_goes_on_at_its_position(folder):
     records = read_preferences(written(folder, [{**PAIR, "id": str(i)} for i in range(7)]))
-    whole = PreferenceStream(records, seed=3).take(0, 30)
-    assert PreferenceStream(records, seed=3).take(11, 9) == whole[11:20]
-    backwards = PreferenceStream(records, seed=3)
+    whole = Stream(records, seed=3).take(0, 30)
+    assert Stream(records, seed=3).take(11, 9) == whole[11:20]
+    backwards = Stream(records, seed=3)
     assert [backwards.take(i, 1)[0] for i in reversed(range(30))] == whole[::-1]
     assert sorted(record.id for record in whole[7:14]) == [record.id for record in records]
     assert whole[:7] != whole[7:14]
-    assert PreferenceStream(records, seed=4).take(0, 30) != whole
-    assert PreferenceStream(records, seed=3, shuffle=False).take(6, 2) == [records[6], records[0]]
+    assert Stream(records, seed=4).take(0, 30) != whole
+    assert Stream(records, seed=3, shuffle=False).take(6, 2) == [records[6], records[0]]
 
 
 def test_the_order_of_earlier_runs():
     order = list(range(5))
     random.Random("1/2").shuffle(order)  # seed 1, epoch 2: checkpoints rely on it
-    assert PreferenceStream(range(5), seed=1).take(10, 5) == order
+    assert Stream(range(5), seed=1).take(10, 5) == order
