@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
 import math
 import shutil
 import struct
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import Recipe
+from .config import Recipe, algorithm_of, trains_reward
 from .data import Prompt, check_media, read_preferences
 from .errors import UserError
 from .lora import check_targets
@@ -36,16 +34,17 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
     from rewards import RewardError
     from rewards import check as check_reward
 
-    pipeline = check_sampling(recipe)
-    algorithm = importlib.import_module(type(recipe.algorithm).__module__)
-    if recipe.data.preferences and not isinstance(recipe.algorithm, MatchingConfig):
+    algorithm, own = algorithm_of(recipe), trains_reward(recipe)
+    loads = hasattr(algorithm, "load_model")
+    pipeline = check_machine(recipe) if loads else check_sampling(recipe)
+    if recipe.data.preferences and not (own or isinstance(recipe.algorithm, MatchingConfig)):
         name = algorithm.__name__.rpartition(".")[2]
         raise UserError(f"data.preferences: {name} learns from samples of its own; name data.prompts instead")
-    if recipe.data.held_out and not isinstance(recipe.algorithm, PairConfig):
+    if recipe.data.held_out and not (own or isinstance(recipe.algorithm, PairConfig)):
         raise UserError("data.held_out: is for algorithms that tell pairs apart, as flow_dpo; leave it out")
     if wrong := algorithm.check(recipe, processes):
         raise UserError(wrong[0])
-    if recipe.evaluation.num_prompts < processes:
+    if recipe.evaluation.num_prompts < processes and not own:
         raise UserError(f"evaluation.num_prompts: {recipe.evaluation.num_prompts} for {processes} processes")
     prompts, held_out = training_prompts(recipe), evaluation_prompts(recipe)
     for key in ("preferences", "held_out"):
@@ -58,6 +57,8 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> list[str]:
             check_reward(reward.use, **reward.options)
         except RewardError as error:
             raise UserError(f"rewards.{name}: {error}") from error
+    if loads:
+        return [f"{len(prompts)} prompts", *algorithm.check_model(recipe)]
     check_images(pipeline, prompts, held_out)
     notes = [f"{len(prompts)} prompts, pipeline {pipeline.__name__}"]
     return notes + memory_estimate(recipe)
@@ -216,7 +217,7 @@ def memory_estimate(recipe: Recipe) -> list[str]:
             else:
                 frozen += math.prod(shape)
                 weights += math.prod(shape) * BYTES[dtype]
-    algorithm = sys.modules[type(recipe.algorithm).__module__]
+    algorithm = algorithm_of(recipe)
     own = hasattr(algorithm, "count_weights")  # trains something else
     if own:
         trained, adapters, adapted = algorithm.count_weights(recipe, check_pipeline(recipe), denoisers)

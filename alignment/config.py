@@ -11,9 +11,11 @@ import functools
 import importlib
 import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -104,7 +106,8 @@ class EvaluationConfig:
     prompts: str | None = None  # held-out prompts; None: those of data.prompts
     num_prompts: int = 64
     every: int = 0  # iterations between evaluations; 0: before and after only
-    watch: str = "mean"  # the reward whose held-out peak counts: a name, or mean for the weighted sum of the trained
+    watch: str = "mean"  # the reward whose held-out peak counts: a name, or mean for the weighted sum of the trained;
+    # where a reward is trained, the dimension whose held-out accuracy counts, or mean for that of all
     patience: int = 0  # evaluations without a new best that end the run; saved are then the best weights; 0: never
     steps: int | None = None  # denoising steps, with the pipeline's own scheduler; None: those of the sampler
     trained_share: float = 1.0  # of these steps, the first ones; the base model takes the rest: a guard against hacking
@@ -214,6 +217,28 @@ def save_recipe(recipe: Recipe, path: Path, versions: dict[str, str]) -> None:
     temporary.replace(path)
 
 
+def algorithm_of(recipe: Recipe) -> ModuleType:
+    """The file that the recipe's algorithm lives in.
+
+    Every one has Config, check, needs_reference and train, and `chosen` where it learns from given videos. It may have
+        make_policy(pipe, recipe, device)       what is trained of the pipeline, in place of adapters
+        count_weights(recipe, pipeline, shapes) how much that is
+    and where it trains a reward, not a generator,
+        evaluate(run, iteration)                in place of sampling videos: eval/accuracy/mean, and of each dimension
+        load_model(recipe, device)              in place of a pipeline: anything with `parameters` (name -> float32
+                                                parameter), `device`, `evaluations`, `decode_seconds`, `using(weights)`
+                                                and `save(folder)`, as Policy has them
+        check_model(recipe)                     goes with it: what there is to say of the model, weights unread
+        learning_rates(recipe, parameters)      name -> base rate, of the parameters that have one of their own
+    """
+    return sys.modules[type(recipe.algorithm).__module__]
+
+
+def trains_reward(recipe: Recipe) -> bool:
+    """Whether the algorithm trains a reward, so that there is nothing to sample and no reward to ask."""
+    return hasattr(algorithm_of(recipe), "evaluate")
+
+
 def known_algorithms() -> list[str]:
     return sorted(p.stem for p in (Path(__file__).parent / "algorithms").glob("[!_]*.py"))
 
@@ -297,9 +322,12 @@ def _check_values(recipe: Recipe, where: str) -> None:
                 raise UserError(f"{where}: {key}: {value(key)} is not {what}")
     if recipe.sampler.window is not None and len(recipe.sampler.window) != 2:
         raise UserError(f"{where}: sampler.window: {recipe.sampler.window} is not [start, stop]")
-    if recipe.evaluation.watch not in ("mean", *recipe.rewards):
-        near = _nearest(recipe.evaluation.watch, ["mean", *recipe.rewards])
-        raise UserError(f"{where}: evaluation.watch: {recipe.evaluation.watch!r} is no reward of this recipe; {near}")
+    of, names = "reward", ["mean", *recipe.rewards]
+    if trains_reward(recipe):
+        of, names = "dimension", ["mean", *getattr(recipe.algorithm, "dimensions", [])]
+    if recipe.evaluation.watch not in names:
+        near = _nearest(recipe.evaluation.watch, names)
+        raise UserError(f"{where}: evaluation.watch: {recipe.evaluation.watch!r} is no {of} of this recipe; {near}")
     if recipe.evaluation.patience and not recipe.evaluation.every:
         raise UserError(f"{where}: evaluation.patience: no evaluation on the way; set evaluation.every above 0")
     if not recipe.model.lora.targets:
@@ -312,5 +340,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
             raise UserError(f"{where}: rewards.{name}: cannot be a reward's name; metrics are called reward/{name}")
         if not math.isfinite(reward.weight):
             raise UserError(f"{where}: rewards.{name}.weight: {reward.weight} is not finite")
-    if not recipe.trained_rewards:
+    if trains_reward(recipe) and recipe.rewards:
+        raise UserError(f"{where}: rewards: this algorithm trains one and asks none; leave them out")
+    if not recipe.trained_rewards and not trains_reward(recipe):
         raise UserError(f"{where}: rewards: none has a weight; name at least one to train on, or to evaluate by")

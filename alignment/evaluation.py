@@ -86,7 +86,9 @@ def gain_so_far(samples: Path, record: dict[str, Any]) -> dict[str, float]:
 
 
 def evaluation_words(found: dict[str, float]) -> str:
-    """`reward 0.7812  gain +0.231 (95 % +0.201 to +0.262)`."""
+    """`reward 0.7812  gain +0.231 (95 % +0.201 to +0.262)`, or `held-out pairs ranked right 87 %`."""
+    if "eval/accuracy/mean" in found:
+        return f"held-out pairs ranked right {percent(found['eval/accuracy/mean'])}"
     words = f"reward {found['eval/reward/mean']:.4f}"
     if "eval/gain" in found:
         change, low, high = (number(found[f"eval/gain{end}"], signed=True) for end in ("", "/low", "/high"))

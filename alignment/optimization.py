@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +19,26 @@ def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> f
     return config.lr * rise * fall
 
 
-def build_optimizer(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    parameters: dict[str, nn.Parameter], config: OptimizerConfig, rates: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW with a group of parameters for each rate, the recipe's first.
+
+    Args:
+        rates: base rate of the parameters that have one of their own; see `set_rate`.
+    """
+    rates, groups = rates or {}, {config.lr: []}
+    for name, p in parameters.items():
+        groups.setdefault(rates.get(name, config.lr), []).append(p)
     betas = (config.betas[0], config.betas[1])
-    return torch.optim.AdamW(list(parameters.values()), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    options = [{"params": some, "share": rate / config.lr} for rate, some in groups.items() if some]
+    return torch.optim.AdamW(options, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+
+
+def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """The recipe's rate of an iteration; groups with a base rate of their own get their share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
 
 
 def clip_gradients(parameters: dict[str, nn.Parameter], max_norm: float) -> float:

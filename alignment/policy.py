@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from samplers.rollout import generators, patched
 from samplers.schedulers import Moment
 from samplers.stock import is_flow
 
-from .config import ModelConfig, Recipe, SamplerConfig
+from .config import ModelConfig, Recipe, SamplerConfig, algorithm_of
 from .embeddings import EmbeddingCache
 from .errors import UserError
 from .files import replacing_folder
@@ -285,7 +284,7 @@ class Policy:
 def load_policy(recipe: Recipe, device: torch.device) -> Policy:
     """Load the recipe's pipeline by folder or hub id and make it trainable, as its algorithm does if that has a way."""
     pipe = load_pipeline(recipe.model, device)
-    algorithm = sys.modules[type(recipe.algorithm).__module__]
+    algorithm = algorithm_of(recipe)
     if hasattr(algorithm, "make_policy"):
         return algorithm.make_policy(pipe, recipe, device)
     return Policy(pipe, recipe.model, recipe.sampler, recipe.call, device)

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 from .errors import Problems, TrainingStopped, UserError, in_one_line
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from .config import Recipe
     from .distributed import Processes
     from .training import Run
@@ -70,32 +68,47 @@ def run(path: str, overrides: list[str], check_only: bool = False, resume: bool 
 
 
 def prepare(recipe: Recipe, processes: Processes, resume: bool = False) -> Run:
-    """A run that is ready to train: policy loaded and self-checked, prompts embedded, state restored."""
-    from .check import check_disk, check_images
+    """A run that is ready to train: model loaded and self-checked, prompts embedded, state restored."""
+    from .check import check_disk
+    from .config import algorithm_of, trains_reward
     from .policy import load_policy
-    from .preference import MatchingConfig, look_at_pipeline
     from .scoring import Scorer
-    from .startup import quiet_loading, try_out
+    from .startup import quiet_loading
     from .training import Run
 
     quiet_loading()
     scorer = Scorer(recipe, processes.device)
-    policy = load_policy(recipe, processes.device)
+    algorithm = algorithm_of(recipe)
+    own = getattr(algorithm, "load_model", None)
+    policy = own(recipe, processes.device) if own else load_policy(recipe, processes.device)
     check_disk(recipe.folder, sum(p.numel() for p in policy.parameters.values()), recipe)
-    if _algorithm(recipe).needs_reference(recipe.algorithm) or recipe.evaluation.trained_share < 1:
+    if algorithm.needs_reference(recipe.algorithm) or (
+        recipe.evaluation.trained_share < 1 and not trains_reward(recipe)
+    ):
         policy.keep_reference()
     session = Run(recipe, policy, scorer, processes)
-    check_images(type(policy.pipe), session.stream.prompts, session.evaluation_prompts)
-    policy.cache_embeddings(Path(recipe.model.embeddings or recipe.folder / "embeddings"))
-    try_out(policy, session.stream.prompts[0])
-    if isinstance(recipe.algorithm, MatchingConfig):
-        look_at_pipeline(policy, recipe.algorithm, session.stream.prompts[0])
-        session.given.prepare()
-    if recipe.model.drop_encoders:
-        policy.release_encoders([p.text for p in [*session.stream.prompts, *session.evaluation_prompts]])
+    if not own:
+        _prepare_pipeline(session)
     if resume and not session.resume():
         session.display.say(f"{recipe.folder} holds no checkpoint yet: starting from the beginning")
     return session
+
+
+def _prepare_pipeline(session: Run) -> None:
+    """Check a diffusers pipeline against the recipe's prompts, embed these, and encode given videos."""
+    from .check import check_images
+    from .preference import MatchingConfig, look_at_pipeline
+    from .startup import try_out
+
+    recipe, policy, prompts = session.recipe, session.policy, session.stream.prompts
+    check_images(type(policy.pipe), prompts, session.evaluation_prompts)
+    policy.cache_embeddings(Path(recipe.model.embeddings or recipe.folder / "embeddings"))
+    try_out(policy, prompts[0])
+    if isinstance(recipe.algorithm, MatchingConfig):
+        look_at_pipeline(policy, recipe.algorithm, prompts[0])
+        session.given.prepare()
+    if recipe.model.drop_encoders:
+        policy.release_encoders([p.text for p in [*prompts, *session.evaluation_prompts]])
 
 
 def train(session: Run) -> None:
@@ -106,13 +119,14 @@ def train(session: Run) -> None:
     """
     from rewards import RewardError
 
+    from .config import algorithm_of
     from .startup import explained
 
     recipe = session.recipe
     try:
         if session.completed >= recipe.iterations:
             session.display.say(f"all {recipe.iterations} iterations are done; iterations=... goes further")
-        _algorithm(recipe).train(session)
+        algorithm_of(recipe).train(session)
     except BaseException as error:
         started = session.iteration > 0 or session.completed > 0
         if started:
@@ -143,18 +157,14 @@ def _report(session: Run) -> None:
         session.display.say(f"report: {write_report(session.folder)}")
 
 
-def _algorithm(recipe: Recipe) -> ModuleType:
-    """The file that the recipe's algorithm lives in."""
-    return sys.modules[type(recipe.algorithm).__module__]
-
-
 def _claim_folder(recipe: Recipe, resume: bool) -> None:
     """An occupied run folder is never written into unless the run is resumed."""
     folder = recipe.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output: {folder} is a file")
-    # A run that was refused before it began leaves embedded prompts and encoded videos at most.
-    if not resume and folder.is_dir() and any(path.name not in ("embeddings", "latents") for path in folder.iterdir()):
+    # A run that was refused before it began leaves embedded prompts and prepared videos at most.
+    prepared = ("embeddings", "latents", "frames")
+    if not resume and folder.is_dir() and any(path.name not in prepared for path in folder.iterdir()):
         raise UserError(
             f"output: {folder} already holds a run; add --resume to go on, or output=... for another folder"
         )

@@ -22,7 +22,7 @@ from samplers import seed_for
 
 from .alarms import Alarms
 from .checkpoint import State, checkpoints, load_state, restore, save_state
-from .config import Recipe, save_recipe
+from .config import Recipe, algorithm_of, save_recipe, trains_reward
 from .data import Prompt, PromptStream, read_preferences, read_prompts
 from .distributed import Processes
 from .early_stop import best_weights, past_peak, peak_words, watch
@@ -30,7 +30,7 @@ from .errors import TrainingStopped
 from .evaluation import evaluate, evaluation_words
 from .given import Given
 from .metrics import Display, MetricsFile, Timer, Tracker, plain
-from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate
+from .optimization import WeightAverage, build_optimizer, clip_gradients, learning_rate, set_rate
 from .policy import Policy
 from .scoring import Readings, Scorer, as_matrix, summary
 from .versions import versions
@@ -42,7 +42,8 @@ class Run:
     """One training run. Algorithms use `iterations`, `next_prompts`, `score`, `apply_update` and `log`.
 
     Attributes:
-        recipe, policy, scorer, processes, folder, timer: what their names say.
+        recipe, policy, scorer, processes, folder, timer: what their names say. Where a reward is trained, it is what
+            `policy` stands for, and the scorer has nothing to ask (see config.algorithm_of).
         iteration: the one in progress, from 1.
         updates: optimiser steps so far, of all iterations.
         snapshots: other values of the trained weights that an algorithm keeps, by name; checkpoints hold them.
@@ -57,7 +58,8 @@ class Run:
         self.stream = PromptStream(training_prompts(recipe), recipe.seed, recipe.data.shuffle)
         self.evaluation_prompts = evaluation_prompts(recipe)
         self.given = Given(self)
-        self.optimizer = build_optimizer(policy.parameters, recipe.optimizer)
+        rates = getattr(algorithm_of(recipe), "learning_rates", lambda *_: {})(recipe, policy.parameters)
+        self.optimizer = build_optimizer(policy.parameters, recipe.optimizer, rates)
         self.average = WeightAverage(policy.parameters, recipe.ema)
         self.timer = Timer(policy.device, lambda: policy.evaluations)
         self.display = Display(recipe.iterations, processes.is_main)
@@ -95,7 +97,7 @@ class Run:
         main = self.processes.is_main
         if main:
             save_recipe(self.recipe, self.folder / "config.yaml", versions())
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.completed) if main else None
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.completed or -1) if main else None
         self.alarms = Alarms(self.recipe, self.memory.setdefault("said", [])) if main else None
         self.tracker = Tracker(self.recipe.tracker if main else None, self.folder, self.recipe.name)
 
@@ -106,8 +108,10 @@ class Run:
         """
         self.open()
         if self.completed == 0:
-            self.evaluate(0)
-        elif self._evaluation_due(self.completed) and not (self.folder / "samples" / f"{self.completed:06d}").exists():
+            found = self.evaluate(0)
+            if self.metrics and trains_reward(self.recipe):  # samples/ holds the others'
+                self.metrics.append({"iteration": 0, **plain(found)})
+        elif self._evaluation_due(self.completed) and self._lacks_evaluation():
             found = plain(self.evaluate(self.completed))
             if self.metrics:
                 self.metrics.extend_last(found)
@@ -133,8 +137,7 @@ class Run:
         self.iteration = iteration
         _seed_globally(seed_for(self.recipe.seed, "iteration", iteration, self.processes.rank))
         rate = learning_rate(self.recipe.optimizer, iteration, self.recipe.iterations)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.row: dict[str, float] = {}
         self.num_samples = 0
         self.timer.clear()
@@ -173,6 +176,13 @@ class Run:
     def _evaluation_due(self, iteration: int) -> bool:
         every = self.recipe.evaluation.every
         return "ended" in self.memory or iteration == self.recipe.iterations or (every > 0 and iteration % every == 0)
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether the last iteration's evaluation failed, or was interrupted."""
+        if trains_reward(self.recipe):
+            rows = self.metrics.rows if self.metrics else []
+            return self.processes.any(any("eval/accuracy/mean" not in row for row in rows[-1:]))
+        return not (self.folder / "samples" / f"{self.completed:06d}").exists()
 
     def _own_metrics(self) -> dict[str, float]:
         seconds = self.timer.seconds
@@ -275,11 +285,13 @@ class Run:
         """Held-out evaluation with the weights that will be saved, unless earlier ones stay the best."""
         _seed_globally(seed_for(self.recipe.evaluation.seed, "evaluation", self.processes.rank))
         with self._averaged():
-            found = evaluate(self, iteration)
+            own = trains_reward(self.recipe)
+            found = (algorithm_of(self.recipe).evaluate if own else evaluate)(self, iteration)
             if self.also_evaluated:
                 found |= self.also_evaluated()
             if self.recipe.evaluation.patience:
-                watch(self, iteration, found[f"eval/reward/{self.recipe.evaluation.watch}"])
+                watched = f"eval/{'accuracy' if own else 'reward'}/{self.recipe.evaluation.watch}"
+                watch(self, iteration, found[watched])
         self.display.say(f"evaluation at iteration {iteration}: {evaluation_words(found)}")
         return found
 
