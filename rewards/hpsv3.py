@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from rewards.checkpoints import is_hub_id, read_tensors, snapshot
 from rewards.contract import Clip, RewardError, Scores
 from rewards.frames import FrameReward, frame_plan
-from rewards.qwen2_vl import DTYPES, TEMPLATE_FILE, Qwen2VLReward, read_prompt, resized, smart_resize
+from rewards.qwen2_vl import DTYPES, TEMPLATE_FILE, Qwen2VLReward
+from rewards.qwen2_vl_reader import read_prompt, resized, smart_resize
 
 TOKEN = "<|Reward|>"
 ORIGIN = "HPSv3/hpsv3/dataset/data_collator_qwen.py"  # of the prompt

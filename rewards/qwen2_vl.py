@@ -7,41 +7,32 @@ things differ from Qwen2-VL as transformers runs it, and both would change score
   hands embeddings to the language model, which transformers 4.45, that they trained with, then numbers in a row;
 - vision features are the merged ones (`pooler_output` in transformers 5), one a placeholder token.
 
+Models trained here may be built on Qwen2.5-VL and Qwen3-VL as well, with these positions ("row") or those of
+transformers ("native", by time, height and width; Qwen3-VL then also reads the time before each step).
+
     B clips, T frames, L tokens, P patches, D hidden size, K special tokens
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torchvision.transforms.functional as TF
-from einops import rearrange
 from torch import Tensor, nn
 
 from rewards.checkpoints import merge_lora, plain_names, read_json, read_tensors, snapshot
-from rewards.contract import RewardError, one_line
+from rewards.contract import RewardError
+from rewards.qwen2_vl_reader import PROCESSORS, TEXT_FILES, Batch, Patches, Reader
 
-MAX_RATIO = 200  # of a frame's sides
-TEXT_FILES = ["*.json", "*.txt", "*.jinja"]
-PLACEHOLDERS = {"video": "<|video_pad|>", "image": "<|image_pad|>"}
 TEMPLATE_FILE = "prompt_template.txt"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EMBEDDING = "language_model.embed_tokens.weight"
 
 
-class Patches(NamedTuple):
-    """One video or image, cut up for the vision tower."""
-
-    rows: Tensor  # (P, C * temporal patch * patch * patch)
-    grid: tuple[int, int, int]  # patches in time, height and width
-
-
-class Qwen2VLReward:
-    """Qwen2-VL without its language head, with a head of one's own in float32.
+class Qwen2VLReward(Reader):
+    """Qwen2-VL or a successor without its language head, with a head of one's own in float32.
 
     Args:
         where: name of the reward, for messages.
@@ -51,6 +42,8 @@ class Qwen2VLReward:
         head: makes the head, given the hidden size.
         tokens: the special tokens that the authors added, in the order in which they added them.
         lora_scale: factor of LoRA products, which are merged.
+        positions: of POSITIONS.
+        frozen: folder or hub id of the weights that `state` lacks, where base has none; None: base.
     Raises: RewardError, one line, for parts that are missing or do not fit.
     """
 
@@ -63,28 +56,26 @@ class Qwen2VLReward:
         tokens: Sequence[str],
         *,
         lora_scale: float = 1.0,
+        positions: str = "row",
+        frozen: str | None = None,
         device: torch.device,
         dtype: torch.dtype,
     ):
         from accelerate import init_empty_weights
-        from transformers import Qwen2VLModel
+        from transformers import AutoModel
 
-        self.where, self.device, self.dtype = where, device, dtype
-        config, self.processor = load_base(where, base)
-        self.tokenizer = self.processor.tokenizer
-        self.tokenizer.padding_side = "right"
-        self.tokenizer.add_tokens(list(tokens), special_tokens=True)
-        self.token_ids = self.tokenizer.convert_tokens_to_ids(list(tokens))
+        super().__init__(where, base, tokens, positions)
+        self.device, self.dtype, config = device, dtype, self.config
         state = plain_names(state)
         if EMBEDDING not in state:
             raise RewardError(f"reward {where}: the checkpoint holds no token embeddings; it is cut")
         config.text_config.vocab_size = len(state[EMBEDDING])
         self._check_vocabulary(state, config.tie_word_embeddings)
         with init_empty_weights():
-            self.model = Qwen2VLModel(config)
+            self.model = AutoModel.from_config(config)
         self.head = head(config.text_config.hidden_size)
         if missing := self.model.state_dict().keys() - state.keys():
-            whole = base_weights(where, base)
+            whole = base_weights(where, base) or (base_weights(where, frozen) if frozen else {})
             state |= {name: whole[name] for name in missing if name in whole}
         state = merge_lora(where, state, lora_scale)
         self._fill(self.model, {n: t for n, t in state.items() if not n.startswith(("rm_head.", "lm_head."))})
@@ -119,141 +110,62 @@ class Qwen2VLReward:
                 )
         module.load_state_dict(state, assign=True)
 
-    def check_prompt(self, prompt: str) -> None:
-        """Refuse a prompt that holds a special token: it would be read as a token, and shift or forge scores."""
-        for token in self.tokenizer.added_tokens_encoder:
-            if token in prompt:
-                raise RewardError(f"reward {self.where}: a prompt holds the special token {token}: {prompt[:80]!r}")
-
-    def chat(self, kind: str, text: str) -> str:
-        """The chat of one user message, a "video" or "image" before its text, up to where an answer would begin."""
-        content = [{"type": kind}, {"type": "text", "text": text}]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-
-    def patches(self, frames: Tensor) -> Patches:
-        """Cut up frames (T, 3, H, W) in [0, 255] whose sides are multiples of `factor`. Keeps the graph."""
-        processor = self.processor.image_processor
-        size, temporal, merge = processor.patch_size, processor.temporal_patch_size, processor.merge_size
-        x = TF.normalize(frames / 255, processor.image_mean, processor.image_std)
-        if len(x) % temporal:
-            x = torch.cat([x, x[-1:].expand(temporal - len(x) % temporal, -1, -1, -1)])
-        rows = cut(x[None], size, temporal, merge)
-        return Patches(rows, (len(x) // temporal, x.shape[-2] // size, x.shape[-1] // size))
-
-    @property
-    def factor(self) -> int:
-        """What the sides of a frame are multiples of."""
-        return self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
-
     def scores(self, kind: str, chats: Sequence[str], patches: Sequence[Patches]) -> Tensor:
         """(B, K, head's outputs) at the special tokens of B chats, in the order in which they stand there."""
-        merge = self.processor.image_processor.merge_size**2
-        pad = PLACEHOLDERS[kind]
-        texts = [chat.replace(pad, pad * (math.prod(p.grid) // merge)) for chat, p in zip(chats, patches, strict=True)]
-        batch = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
-        ids, mask = batch.input_ids, batch.attention_mask
-        rows = torch.cat([p.rows for p in patches]).to(self.device, self.dtype)
-        grid = torch.tensor([p.grid for p in patches], device=self.device)
-        pad_id = self.tokenizer.convert_tokens_to_ids(pad)
-        hidden = run(self.model, ids, mask, rows, grid, pad_id)[0].last_hidden_state
-        at = torch.isin(ids, torch.tensor(self.token_ids, device=self.device))
-        return self.head(hidden[at].float()).view(len(ids), len(self.token_ids), -1)
+        return token_scores(
+            self.model, self.head, self.token_ids, self.batch(kind, chats, patches, self.device, self.dtype)
+        )
+
+
+def token_scores(model: nn.Module, head: nn.Module, token_ids: Sequence[int], batch: Batch) -> Tensor:
+    """(B, K, head's outputs) at K special tokens, in the order in which they stand in a chat; the head is float32."""
+    hidden = run(model, *batch)[0].last_hidden_state
+    at = torch.isin(batch.ids, torch.tensor(token_ids, device=batch.ids.device))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden[at].float()).view(len(batch.ids), len(token_ids), -1)
 
 
 def run(
-    model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, grid: Tensor, pad_id: int, **options: Any
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    rows: Tensor,
+    grid: Tensor,
+    pad_id: int,
+    seconds: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Any, Tensor]:
-    """Run a Qwen2VLModel on B chats as its reward models are trained.
+    """Run a Qwen2VLModel, or a successor's, on B chats as its reward models are trained.
 
     Args:
-        ids, mask: (B, L), padded on the right.
-        rows, grid: (P, patch) pixels and (videos, 3) patches in time, height and width; see `cut`.
-        pad_id: the token that each merged vision feature takes the place of.
+        ids, mask, rows, grid, pad_id, seconds: see `Batch`; of rows also `cut`.
         options: of the language model, such as output_hidden_states.
     Returns: the language model's output, and the vision features (placeholders, D).
     """
-    embeds = model.language_model.embed_tokens(ids)
-    features = model.visual(rows, grid_thw=grid).pooler_output
-    embeds = embeds.masked_scatter((ids == pad_id)[..., None], features.to(embeds.dtype))
-    positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+    embeds, is_video = model.language_model.embed_tokens(ids), ids == pad_id
+    seen = model.visual(rows, grid_thw=grid)
+    features = seen.pooler_output
+    embeds = embeds.masked_scatter(is_video[..., None], features.to(embeds.dtype))
+    if seconds is None:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+    else:
+        kinds = (2 if pad_id == model.config.video_token_id else 1) * is_video.int()  # 0 is text, 1 image, 2 video
+        grids = {"video_grid_thw" if pad_id == model.config.video_token_id else "image_grid_thw": grid}
+        positions, _ = model.get_rope_index(
+            ids, mm_token_type_ids=kinds, attention_mask=mask, second_per_grid_ts=seconds, **grids
+        )
+    if deep := getattr(seen, "deepstack_features", None):  # of Qwen3-VL, which adds them behind its first layers
+        options |= {"visual_pos_masks": is_video, "deepstack_visual_embeds": deep}
     output = model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
     )
     return output, features
 
 
-def cut(videos: Tensor, patch: int, temporal: int, merge: int) -> Tensor:
-    """Normalised pixels (B, T, 3, H, W) as rows (P, 3 * temporal * patch * patch), those that are merged together."""
-    return rearrange(
-        videos,
-        "b (t p) c (h m y) (w n x) -> (b t h w m n) (c p y x)",
-        p=temporal,
-        m=merge,
-        n=merge,
-        y=patch,
-        x=patch,
-    )
-
-
-def resized(frames: Tensor, height: int, width: int) -> Tensor:
-    """Resize (T, 3, H, W) in [0, 1] to bytes in [0, 255], as float; the authors resize bytes, so results are rounded.
-
-    Where the frames carry a graph, the gradient is that of the same resizing without the rounding.
-    """
-    as_bytes = (frames.detach().float().clamp(0, 1) * 255).round().byte()
-    bytes_ = TF.resize(as_bytes, [height, width], TF.InterpolationMode.BICUBIC, antialias=True).float()
-    if not frames.requires_grad:
-        return bytes_
-    smooth = TF.resize(frames.float() * 255, [height, width], TF.InterpolationMode.BICUBIC, antialias=True)
-    return smooth + (bytes_ - smooth).detach()
-
-
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Sides that are multiples of `factor`, about the same ratio, within the bounds on pixels (Qwen2-VL's rule).
-
-    Raises: ValueError for a ratio above 200.
-    """
-    if max(height, width) > MAX_RATIO * min(height, width):
-        raise ValueError(f"a frame of {height} x {width} is longer than {MAX_RATIO} times its width")
-    new_height, new_width = (max(factor, round(side / factor) * factor) for side in (height, width))
-    if new_height * new_width > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        new_height, new_width = (max(factor, math.floor(s / shrink / factor) * factor) for s in (height, width))
-    elif new_height * new_width < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        new_height, new_width = (math.ceil(side * grow / factor) * factor for side in (height, width))
-    return new_height, new_width
-
-
-def read_prompt(where: str, file: Path, tokens: Sequence[str], origin: str) -> str:
-    """A prompt template with `tokens` in this order and {text_prompt}, once each.
-
-    Args: origin: the authors' file that holds it, for the message.
-    Raises: RewardError, one line.
-    """
-    if not file.is_file():
-        raise RewardError(
-            f"reward {where}: no {file}; the prompt is part of the checkpoint's format: write it with "
-            f"python -m rewards.extract_template PATH/TO/{origin} --out {file}"
-        )
-    try:
-        template = file.read_bytes().decode("utf-8")
-    except ValueError as error:
-        raise RewardError(f"reward {where}: {file} is not UTF-8 text; extract it again") from error
-    places = [template.find(token) for token in tokens]
-    if any(template.count(token) != 1 for token in tokens) or places != sorted(places):
-        raise RewardError(f"reward {where}: {file} must hold {', '.join(tokens)} once each, in this order")
-    if template.count("{text_prompt}") != 1:
-        raise RewardError(f"reward {where}: {file} must hold {{text_prompt}} once")
-    return template
-
-
 def find_base(where: str, folder: Path, named: str | None) -> str:
     """The base model of a checkpoint: its folder, one inside, or the folder or hub id that its configuration names."""
     inside = [path.parent for path in [*folder.glob("config.json"), *sorted(folder.glob("*/config.json"))]]
-    candidates = [path for path in inside if read_json(where, path / "config.json").get("model_type") == "qwen2_vl"]
+    candidates = [path for path in inside if read_json(where, path / "config.json").get("model_type") in PROCESSORS]
     if candidates:
         return str(candidates[0])
     if named and (folder / named).is_dir():
@@ -261,25 +173,6 @@ def find_base(where: str, folder: Path, named: str | None) -> str:
     if not named:
         raise RewardError(f"reward {where}: {folder} does not say which Qwen2-VL was tuned; give base=folder or hub id")
     return named
-
-
-def load_base(where: str, base: str) -> tuple[Any, Any]:
-    """Configuration and processor of a Qwen2-VL. Raises: RewardError, one line."""
-    from transformers import AutoConfig, Qwen2VLProcessor
-
-    folder = snapshot(where, base, TEXT_FILES)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        processor = Qwen2VLProcessor.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = one_line(error)
-        raise RewardError(f"reward {where}: base {base} is not a whole Qwen2-VL folder ({reason})") from error
-    if config.model_type != "qwen2_vl":
-        raise RewardError(f"reward {where}: base {base} is a {config.model_type}, expected a qwen2_vl")
-    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
-    if not processor.chat_template:
-        raise RewardError(f"reward {where}: base {base} has no chat template (chat_template.json or .jinja)")
-    return config, processor
 
 
 def base_weights(where: str, base: str) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ Improving Video Generation with Human Feedback (arXiv 2501.13918), https://githu
 weights KlingTeam/VideoReward on Qwen/Qwen2-VL-2B-Instruct. Videos are scored as tensors; the authors score files, which
 gives the same for what those files hold.
 
+Models of other dimensions, and on successors of Qwen2-VL, are read as well, as alignment's reward_model trains them.
+
 The text before each score does not hold the prompt for visual and motion quality: the model is causal and the prompt
 comes last, so that only text alignment can see it. Training on VQ and MQ alone is blind to the prompt.
 
@@ -24,21 +26,24 @@ from torch import Tensor, nn
 
 from rewards.checkpoints import is_hub_id, read_json, read_tensors, snapshot
 from rewards.contract import Clip, Reward, RewardError, Scores
-from rewards.qwen2_vl import (
-    DTYPES,
-    TEMPLATE_FILE,
-    Qwen2VLReward,
-    find_base,
-    read_prompt,
-    resized,
-    smart_resize,
-)
+from rewards.qwen2_vl import DTYPES, TEMPLATE_FILE, Qwen2VLReward, find_base
+from rewards.qwen2_vl_reader import POSITIONS, read_prompt, resized, smart_resize
 
 DIMENSIONS = ("VQ", "MQ", "TA")
-TOKENS = tuple(f"<|{name}_reward|>" for name in DIMENSIONS)
+TOKEN = "<|{}_reward|>"
+TOKENS = tuple(map(TOKEN.format, DIMENSIONS))
 TEMPLATE_HASHES = {"detailed_special": "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"}
 MIN_PIXELS, MIN_FRAMES, MAX_FRAMES, FRAME_FACTOR = 128 * 28 * 28, 4, 768, 2
 CHECKPOINT_FILES = ["*.json", "*.txt", "checkpoint-*/*"]
+
+
+class Look(NamedTuple):
+    """What of a clip is looked at."""
+
+    fps: float = 2.0
+    num_frames: int | None = None  # in place of a rate
+    min_pixels: int = MIN_PIXELS  # of a frame
+    max_pixels: int = 448 * 448
 
 
 class Settings(NamedTuple):
@@ -47,11 +52,11 @@ class Settings(NamedTuple):
     folder: Path
     weights: Path  # checkpoint-<step>/
     base: str
+    frozen: str | None  # folder or hub id of the weights that were not trained, where base has none
+    dimensions: tuple[str, ...]
+    positions: str
     template: str
-    fps: float
-    num_frames: int | None
-    min_pixels: int
-    max_pixels: int
+    look: Look
     output_dim: int
     lora_scale: float
     norm: dict[str, tuple[float, float]]  # dimension -> mean, standard deviation
@@ -59,6 +64,8 @@ class Settings(NamedTuple):
 
 class VideoReward(Reward):
     """VQ, MQ and TA of a video, each about N(0, 1) over the videos that it was trained on; total is their sum.
+
+    Which dimensions there are is for the checkpoint to say.
 
     Differentiable in the video. Clips may differ in size and length; each needs two frames at least.
 
@@ -72,7 +79,7 @@ class VideoReward(Reward):
         step: of the checkpoint; None: the last.
         use_norm: subtract the mean and divide by the deviation that model_config.json names; False: raw scores.
         fps: frames a second to look at, num_frames: or a fixed number; None: as model_config.json says.
-        weights: of VQ, MQ and TA in the total. (1, 1, 1) is the authors' Overall.
+        weights: of the dimensions in the total. None: 1 for each, which is the authors' Overall.
         dtype: of the model; None: bfloat16 on a GPU, float32 elsewhere. The head is always float32.
         batch_size: clips at once.
     Raises: RewardError for a checkpoint that is incomplete or does not fit, and for a prompt with a special token.
@@ -90,20 +97,20 @@ class VideoReward(Reward):
         use_norm: bool = True,
         fps: float | None = None,
         num_frames: int | None = None,
-        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        weights: Sequence[float] | None = None,
         device: str | torch.device | None = None,
         dtype: str | None = None,
         batch_size: int = 4,
         name: str = "video_reward",
     ):
-        self._check_values(weights, fps, num_frames, dtype, batch_size)
+        self._check_values(fps, num_frames, dtype, batch_size)
         settings = read_settings(path, base, template, step)
+        self.weights = weights_of(weights, settings.dimensions)
         if num_frames is not None:
-            settings = settings._replace(num_frames=num_frames)
+            settings = settings._replace(look=settings.look._replace(num_frames=num_frames))
         elif fps is not None:
-            settings = settings._replace(fps=fps, num_frames=None)
+            settings = settings._replace(look=settings.look._replace(fps=fps, num_frames=None))
         self.settings, self.name, self.use_norm, self.batch_size = settings, name, use_norm, batch_size
-        self.weights = dict(zip(DIMENSIONS, weights, strict=True))
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
         self.model = Qwen2VLReward(
@@ -111,8 +118,10 @@ class VideoReward(Reward):
             settings.base,
             read_state(settings),
             lambda hidden: nn.Linear(hidden, settings.output_dim, bias=False),
-            TOKENS,
+            [TOKEN.format(name) for name in settings.dimensions],
             lora_scale=settings.lora_scale,
+            positions=settings.positions,
+            frozen=settings.frozen,
             device=device,
             dtype=DTYPES[dtype],
         )
@@ -124,7 +133,7 @@ class VideoReward(Reward):
         base: str | None = None,
         template: str | None = None,
         step: int | None = None,
-        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        weights: Sequence[float] | None = None,
         fps: float | None = None,
         num_frames: int | None = None,
         dtype: str | None = None,
@@ -132,15 +141,13 @@ class VideoReward(Reward):
         **_: Any,
     ) -> None:
         """Validate the options and the small files; what lies on the hub is not fetched."""
-        VideoReward._check_values(weights, fps, num_frames, dtype, batch_size)
+        VideoReward._check_values(fps, num_frames, dtype, batch_size)
         if not is_hub_id(path):
-            read_settings(path, base, template, step)
+            weights_of(weights, read_settings(path, base, template, step).dimensions)
 
     @staticmethod
-    def _check_values(weights: Any, fps: Any, num_frames: Any, dtype: Any, batch_size: Any) -> None:
-        numbers = [weight for weight in weights if isinstance(weight, (int, float)) and math.isfinite(weight)]
+    def _check_values(fps: Any, num_frames: Any, dtype: Any, batch_size: Any) -> None:
         wrong = {
-            f"weights {weights}: expected three numbers, of VQ, MQ and TA": len(weights) != 3 or len(numbers) != 3,
             f"fps {fps}: expected a positive number": fps is not None and not fps > 0,
             f"num_frames {num_frames}: expected 2 or more": num_frames is not None and not num_frames >= FRAME_FACTOR,
             "fps and num_frames exclude each other": fps is not None and num_frames is not None,
@@ -152,7 +159,7 @@ class VideoReward(Reward):
             raise RewardError(f"reward video_reward: {message}")
 
     def indices(self, length: int, fps: float) -> list[int]:
-        return rate_indices(length, fps, self.settings.fps, self.settings.num_frames)
+        return rate_indices(length, fps, self.settings.look.fps, self.settings.look.num_frames)
 
     def score(self, clips: Sequence[Clip]) -> Scores:
         device = clips[0].video.device
@@ -161,11 +168,11 @@ class VideoReward(Reward):
             parts = []
             for start in range(0, len(clips), self.batch_size):
                 part = slice(start, start + self.batch_size)
-                patches = [self.model.patches(self.frames(clip)) for clip in clips[part]]
+                patches = [self.model.patches(*self.frames(clip)) for clip in clips[part]]
                 parts.append(self.model.scores("video", chats[part], patches))
-            raw = torch.cat(parts).to(device)  # (B, 3, outputs)
+            raw = torch.cat(parts).to(device)  # (B, dimensions, outputs)
         raw = raw.squeeze(-1) if self.settings.output_dim == 1 else raw.diagonal(dim1=1, dim2=2)
-        dims = dict(zip(DIMENSIONS, raw.unbind(1), strict=True))
+        dims = dict(zip(self.settings.dimensions, raw.unbind(1), strict=True))
         if self.use_norm:
             dims = {name: (dims[name] - mean) / std for name, (mean, std) in self.settings.norm.items()}
         return Scores(sum(weight * dims[name] for name, weight in self.weights.items()), dims)
@@ -174,15 +181,40 @@ class VideoReward(Reward):
         self.model.check_prompt(prompt)
         return self.model.chat("video", self.settings.template.replace("{text_prompt}", prompt))
 
-    def frames(self, clip: Clip) -> Tensor:
-        """(T, 3, h, w) in [0, 255]: the frames that are looked at, in the size that the model takes."""
-        settings = self.settings
-        video = clip.video[self.indices(len(clip.video), clip.fps)].to(self.model.device)
-        try:
-            size = smart_resize(*video.shape[-2:], self.model.factor, settings.min_pixels, settings.max_pixels)
-        except ValueError as error:
-            raise RewardError(f"reward video_reward: {error}") from error
-        return resized(video, *size)
+    def frames(self, clip: Clip) -> tuple[Tensor, float]:
+        """See `looked_at`."""
+        return looked_at(clip.video, clip.fps, self.settings.look, self.model.factor, self.model.device)
+
+
+def looked_at(
+    video: Tensor, fps: float, look: Look, factor: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, float]:
+    """The frames that are looked at, in the size that the model takes.
+
+    Args:
+        video: (F, 3, H, W) in [0, 1].
+        fps: its rate.
+        factor: what the sides of a frame are multiples of.
+    Returns: (T, 3, h, w) bytes as float, and the seconds from one frame to the next.
+    Raises: RewardError, one line, for a clip of one frame and for frames like a ribbon.
+    """
+    chosen = rate_indices(len(video), fps, look.fps, look.num_frames)
+    try:
+        size = smart_resize(*video.shape[-2:], factor, look.min_pixels, look.max_pixels)
+    except ValueError as error:
+        raise RewardError(f"reward video_reward: {error}") from error
+    return resized(video[chosen].to(device), *size), (chosen[-1] - chosen[0]) / (len(chosen) - 1) / fps
+
+
+def weights_of(weights: Sequence[float] | None, dimensions: Sequence[str]) -> dict[str, float]:
+    """The weight of each dimension. Raises: RewardError, one line."""
+    weights = [1.0] * len(dimensions) if weights is None else list(weights)
+    good = [weight for weight in weights if isinstance(weight, (int, float)) and math.isfinite(weight)]
+    if not len(weights) == len(good) == len(dimensions):
+        raise RewardError(
+            f"reward video_reward: weights {weights}: expected a number for each of {', '.join(dimensions)}"
+        )
+    return dict(zip(dimensions, weights, strict=True))
 
 
 def rate_indices(length: int, fps: float, wanted_fps: float, num_frames: int | None = None) -> list[int]:
@@ -213,24 +245,33 @@ def read_settings(path: str, base: str | None, template: str | None, step: int |
         data, model, peft = config["data_config"], config["model_config"], config.get("peft_lora_config") or {}
         rank, alpha = peft.get("lora_r", 1), peft.get("lora_alpha", 1)
         norm = config.get("inference_config")
-        if list(data["eval_dim"]) != list(DIMENSIONS) or not model["use_special_tokens"]:
+        listed = data["eval_dim"]
+        dimensions = (listed,) if isinstance(listed, str) else tuple(listed)
+        if not model["use_special_tokens"] or len(set(dimensions)) != len(dimensions) or not dimensions:
             raise RewardError(
-                f"reward {where}: {folder / 'model_config.json'} describes a model of {data['eval_dim']} "
-                f"{'with' if model['use_special_tokens'] else 'without'} special tokens; only VideoReward's VQ, MQ, TA "
-                "with special tokens is known"
+                f"reward {where}: {folder / 'model_config.json'} describes a model of {listed} "
+                f"{'with' if model['use_special_tokens'] else 'without'} special tokens; only models with a special "
+                "token for each of some dimensions are known"
             )
+        if (positions := model.get("positions", "row")) not in POSITIONS:
+            raise RewardError(
+                f"reward {where}: {folder / 'model_config.json'}: positions {positions!r} is none of "
+                f"{', '.join(POSITIONS)}"
+            )
+        small = data.get("min_frame_pixels", MIN_PIXELS)
         return Settings(
             folder,
             find_weights(folder, step),
             base or find_base(where, folder, model.get("model_name_or_path")),
-            read_template(folder, template, data["prompt_template_type"]),
-            data["fps"],
-            data.get("num_frames"),
-            data.get("min_frame_pixels", MIN_PIXELS),  # the authors' is a constant; other sizes of patch need another
-            data["max_frame_pixels"],
+            model.get("frozen_weights"),
+            dimensions,
+            positions,
+            read_template(folder, template, data["prompt_template_type"], [TOKEN.format(name) for name in dimensions]),
+            # The authors' min_pixels is a constant; other sizes of patch need another.
+            Look(data["fps"], data.get("num_frames"), small, data["max_frame_pixels"]),
             model["output_dim"],
             alpha / (math.sqrt(rank) if peft.get("use_rslora") else rank),
-            {name: (norm[f"{name}_mean"], norm[f"{name}_std"]) if norm else (0.0, 1.0) for name in DIMENSIONS},
+            {name: (norm[f"{name}_mean"], norm[f"{name}_std"]) if norm else (0.0, 1.0) for name in dimensions},
         )
     except (KeyError, TypeError) as error:
         raise RewardError(
@@ -258,10 +299,10 @@ def find_weights(folder: Path, step: int | None) -> Path:
     return found
 
 
-def read_template(folder: Path, path: str | None, kind: str) -> str:
+def read_template(folder: Path, path: str | None, kind: str, tokens: Sequence[str]) -> str:
     """The prompt template, checked. Raises: RewardError, one line."""
     file = Path(path) if path else folder / TEMPLATE_FILE
-    template = read_prompt("video_reward", file, TOKENS, "VideoAlign/prompt_template.py")
+    template = read_prompt("video_reward", file, tokens, "VideoAlign/prompt_template.py")
     known = TEMPLATE_HASHES.get(kind)
     if known and hashlib.sha256(template.encode()).hexdigest() != known:
         raise RewardError(

@@ -24,7 +24,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from rewards.qwen2_vl import cut, run
+from rewards.qwen2_vl import run
+from rewards.qwen2_vl_reader import cut
 from rewards.video_reward import DIMENSIONS, TOKENS, rate_indices
 
 from . import models, world

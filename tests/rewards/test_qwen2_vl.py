@@ -6,7 +6,8 @@ from torch import nn
 
 from rewards import RewardError
 from rewards.checkpoints import merge_lora, plain_names, read_tensors
-from rewards.qwen2_vl import Qwen2VLReward, find_base, resized, smart_resize
+from rewards.qwen2_vl import Qwen2VLReward, find_base
+from rewards.qwen2_vl_reader import resized, smart_resize
 
 from .qwen2_vl_twin import REWARD_TOKENS, Twin, processor, save_base, smart_size
 

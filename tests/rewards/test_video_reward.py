@@ -230,7 +230,10 @@ def drop(name):
 SMALL = [
     (spoil_config, "not valid JSON"),
     (drop("model_config.json"), "model_config.json"),
-    (change_config("data_config", eval_dim=["VQ"]), "only VideoReward's VQ, MQ, TA"),
+    (change_config("model_config", use_special_tokens=False), "only models with a special token for each"),
+    (change_config("data_config", eval_dim=["VQ", "VQ"]), "only models with a special token for each"),
+    (change_config("data_config", eval_dim=["VQ", "MQ", "TA", "X"]), "<|X_reward|> once each"),
+    (change_config("model_config", positions="round"), "positions 'round' is none of row, native"),
     (change_config("data_config", prompt_template_type="detailed_special"), "its sha256 differs"),
     (drop("prompt_template.txt"), "python -m rewards.extract_template"),
     (change_template("{text_prompt}", ""), "must hold {text_prompt} once"),
@@ -329,9 +332,9 @@ def test_spoilt_weights_are_one_line(folder, tmp_path, spoil, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": [1, 1]}, "expected three numbers"),
-        ({"weights": [1, 1, "x"]}, "expected three numbers"),
-        ({"weights": [1, 1, float("nan")]}, "expected three numbers"),
+        ({"weights": [1, 1]}, "expected a number for each of VQ, MQ, TA"),
+        ({"weights": [1, 1, "x"]}, "expected a number for each of VQ, MQ, TA"),
+        ({"weights": [1, 1, float("nan")]}, "expected a number for each of VQ, MQ, TA"),
         ({"fps": 0}, "fps 0"),
         ({"num_frames": 1}, "num_frames 1"),
         ({"fps": 2.0, "num_frames": 8}, "exclude each other"),
