@@ -53,7 +53,7 @@ class Compared(NamedTuple):
     pair: Pair
     weight: float = 1.0
     gap: float = 0.0
-    frame_labels: tuple[int, ...] | None = None
+    labels: tuple[float, ...] | None = None  # by latent frame, or by dimension
 
 
 def check_pairs(recipe: Recipe, processes: int) -> list[str]:
@@ -134,7 +134,7 @@ def given_examples(run: Run, compared: Sequence[Compared]) -> Callable[[], Itera
     def updates() -> Iterator[list[Example]]:
         start = (run.iteration - 1) * config.batch_size
         taken = list(enumerate(stream.take(start, config.batch_size), start))
-        yield [_example(run, item, seed_for(run.recipe.seed, "pair", at)) for at, item in run.processes.share(taken)]
+        yield [example_of(run, item, seed_for(run.recipe.seed, "pair", at)) for at, item in run.processes.share(taken)]
 
     return updates
 
@@ -253,7 +253,7 @@ def watch_held_out(
     """
     seed = run.recipe.evaluation.seed
     examples = [
-        _example(run, item, seed_for(seed, "held-out", item.pair.id, draw))
+        example_of(run, item, seed_for(seed, "held-out", item.pair.id, draw))
         for item in run.processes.share(list(compared))
         for draw in range(DRAWS)
     ]
@@ -269,14 +269,15 @@ def watch_held_out(
         run.also_evaluated = evaluated
 
 
-def _example(run: Run, item: Compared, seed: int) -> Example:
+def example_of(run: Run, item: Compared, seed: int, level: float | None = None) -> Example:
+    """A given pair at the noise of this seed, and at this level unless it is to be drawn."""
     pair = item.pair
 
     def load() -> tuple[Tensor, Tensor | None]:
         states, noises = zip(*(run.given.load(member) for member in (pair.a, pair.b)), strict=True)
         return torch.stack(states), None if any(noise is None for noise in noises) else torch.stack(noises)
 
-    return Example(pair.prompt, seed, load, item.weight, item.gap, item.frame_labels)
+    return Example(pair.prompt, seed, load, item.weight, item.gap, item.labels, level)
 
 
 def _share(run: Run, some: int, of: int) -> float:

@@ -55,7 +55,8 @@ class Example(NamedTuple):
     load: Callable[[], tuple[Tensor, Tensor | None]]  # (M, ...) clean states, and the noises that they were made from
     weight: float = 1.0  # of its loss
     gap: float = 0.0  # how much better the first member is, in standard deviations of such gaps
-    frame_labels: Sequence[int] | None = None  # F, of a pair: 1 where the first is better, -1 where the second is, or 0
+    labels: Sequence[float] | None = None  # of a pair by frame or dimension: 1 first is better, -1 second, or 0
+    level: float | None = None  # of noise; None: drawn
 
 
 def check_matching(recipe: Recipe, processes: int) -> list[str]:
@@ -96,7 +97,7 @@ class Batch:
 
     Attributes:
         levels, weights, gaps: (P,).
-        frame_labels: (P, F), None where the examples have none.
+        labels: (P, F) by latent frame, or by dimension; None where the examples have none.
     """
 
     def __init__(self, run: Run, examples: Sequence[Example], noise: str, frame_of: Tensor | None):
@@ -105,13 +106,14 @@ class Batch:
         loaded = [example.load() for example in examples]
         self.members = len(loaded[0][0])
         self.clean = torch.cat([states for states, _ in loaded]).to(device).float()  # (P M, ...)
-        drawn = [_noises(*pair, e.seed, noise) for pair, e in zip(loaded, examples, strict=True)]
-        self.noises = torch.cat(drawn).to(device)
-        levels = draw_levels(config.level_law, [seed_for(e.seed, "level") for e in examples], config.level_shift)
+        noises = [_noises(*pair, e.seed, noise) for pair, e in zip(loaded, examples, strict=True)]
+        self.noises = torch.cat(noises).to(device)
+        drawn = draw_levels(config.level_law, [seed_for(e.seed, "level") for e in examples], config.level_shift)
+        levels = [level if e.level is None else e.level for e, level in zip(examples, drawn, strict=True)]
         self.levels = torch.tensor(levels, device=device)
         self.weights, self.gaps = torch.tensor([(e.weight, e.gap) for e in examples], device=device).unbind(1)
-        labels = [example.frame_labels for example in examples]
-        self.frame_labels = None if labels[0] is None else torch.tensor(labels, device=device)
+        labels = [example.labels for example in examples]
+        self.labels = None if labels[0] is None else torch.tensor(labels, device=device)
         self.prompts = [example.prompt for example in examples for _ in range(self.members)]
         level = self.levels.repeat_interleave(self.members) if len(examples) > 1 else float(self.levels)
         seeds = [seed_for(example.seed, "condition") for example in examples for _ in range(self.members)]

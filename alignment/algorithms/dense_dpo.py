@@ -116,7 +116,7 @@ def labelled(run: Run, key: str) -> list[Compared]:
             problems.append(f"{place} line {pair.line}: {error}; label it again")
             continue
         if usable(seen, run.recipe.algorithm.least_untied) and any(labels):
-            found.append(Compared(pair, frame_labels=labels))
+            found.append(Compared(pair, labels=labels))
     raise_for(problems)
     if pairs and not found:
         raise UserError(f"{place}: all segments of the first {frames} frames are ties; raise call.num_frames")
@@ -127,21 +127,21 @@ def losses(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Bat
     """(P,) sums over what is counted; errors and reference (P, 2, F)."""
     config: Config = run.recipe.algorithm
     watch(run, tally, errors, reference, batch)
-    tally.add("frames/tied", (batch.frame_labels == 0).double().mean(1))
-    sums, counts = LOSSES[config.aggregate](margins(errors, reference, run.recipe.algorithm.beta), batch.frame_labels)
-    return sums + counts * config.anchor * oriented(errors, batch.frame_labels)[:, 0]
+    tally.add("frames/tied", (batch.labels == 0).double().mean(1))
+    sums, counts = LOSSES[config.aggregate](margins(errors, reference, run.recipe.algorithm.beta), batch.labels)
+    return sums + counts * config.anchor * oriented(errors, batch.labels)[:, 0]
 
 
 def counted(run: Run, examples: Sequence[Example]) -> float:
     """Of all processes: untied frames, or pairs, whichever is averaged over."""
     if run.recipe.algorithm.aggregate == "pair":
         return run.processes.total(len(examples))
-    return run.processes.total(sum(label != 0 for example in examples for label in example.frame_labels))
+    return run.processes.total(sum(label != 0 for example in examples for label in example.labels))
 
 
 def watch(run: Run, tally: Tally, errors: Tensor, reference: Tensor, batch: Batch) -> None:
     """Note how the policy tells the untied frames of these pairs apart."""
-    labels = batch.frame_labels
+    labels = batch.labels
     z = pair_margin(margins(errors, reference, run.recipe.algorithm.beta).detach(), labels)
     watch_pairs(tally, z, oriented(errors, labels), oriented(reference, labels), batch.levels)
 

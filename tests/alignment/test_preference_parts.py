@@ -133,9 +133,9 @@ def labelled(*pairs):
 
 def test_labels_of_latent_frames():
     (found,) = labelled(pair(segment_seconds=0.5, segment_labels=(1, -1)), pair())
-    assert found.frame_labels == (1, 1, 1, -1, -1)
+    assert found.labels == (1, 1, 1, -1, -1)
     (found,) = labelled(pair(segment_seconds=0.5, segment_labels=(1, -1, 1, 1)))  # a second longer than what is seen
-    assert found.frame_labels == (1, 1, 1, -1, -1)
+    assert found.labels == (1, 1, 1, -1, -1)
 
 
 def test_pairs_with_hardly_a_label_are_left_out():
