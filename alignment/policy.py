@@ -43,7 +43,10 @@ class Policy:
         image_each: the pipeline wants an image for each sample, not one for all (the self-check finds out).
         injectable: see `samplers.Trajectory` (the self-check finds out); for `Trajectory.of_clean`.
         levels_each: each sample of an update may have a noise level of its own (found out where one is to have it).
+        moves_output: training changes what the pipeline makes, and not only what is read off on the way.
     """
+
+    moves_output = True
 
     def __init__(self, pipe: Any, model: ModelConfig, sampler: SamplerConfig, call: dict[str, Any], device: Any):
         self.pipe, self.model, self.sampler = pipe, model, sampler

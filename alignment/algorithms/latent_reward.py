@@ -36,6 +36,7 @@ from ..latent_reward.pairs import OVERALL, Share, counted, labelled, preference_
 from ..latent_reward.sizes import Shapes, count
 from ..pairs import Compared, example_of, given_examples
 from ..preference import BUCKETS, Batch, Example, MatchingConfig, batches, check_matching
+from ..samples import chunks
 from ..tally import Tally
 from ..training import Run
 
@@ -177,5 +178,6 @@ def held_out(run: Run, pairs: Sequence[Compared]) -> Tensor:
             seed = seed_for(run.recipe.evaluation.seed, "held-out", item.pair.id, bucket)
             within = torch.rand((), generator=torch.Generator().manual_seed(seed_for(seed, "level"))).item()
             examples.append(example_of(run, item, seed, (bucket + 1 - within) / BUCKETS))
-    right = [ranked_right(differences(run, batch), batch.labels) for batch in batches(run, examples)]
+    parts = chunks(examples, run.recipe.algorithm.batch_size)  # all at once would be more than an update ever is
+    right = [ranked_right(differences(run, b), b.labels) for part in parts for b in batches(run, part)]
     return torch.cat(right).unflatten(0, (-1, BUCKETS))

@@ -61,6 +61,7 @@ class LatentReward(Policy):
     def __init__(self, *policy: Any, design: Design):
         self.design = design
         self.dimensions = list(design.dimensions)
+        self.moves_output = not design.frozen
         super().__init__(*policy)
         self.exits = [list(blocks_of(d).values())[design.layer] for d in self.denoisers.values()]
         if self.model.gradient_checkpointing:
