@@ -78,8 +78,8 @@ class Qwen2VLReward(Reader):
             whole = base_weights(where, base) or (base_weights(where, frozen) if frozen else {})
             state |= {name: whole[name] for name in missing if name in whole}
         state = merge_lora(where, state, lora_scale)
-        self._fill(self.model, {n: t for n, t in state.items() if not n.startswith(("rm_head.", "lm_head."))})
-        self._fill(self.head, {n[len("rm_head.") :]: t for n, t in state.items() if n.startswith("rm_head.")})
+        fill(where, self.model, {n: t for n, t in state.items() if not n.startswith(("rm_head.", "lm_head."))})
+        fill(where, self.head, {n[len("rm_head.") :]: t for n, t in state.items() if n.startswith("rm_head.")})
         # Buffers too: the authors' call of model.to(bfloat16) rounds the frequencies of positions, in training as well.
         self.model.to(device, dtype).eval().requires_grad_(False)
         self.head.to(device, torch.float32).eval().requires_grad_(False)
@@ -97,24 +97,25 @@ class Qwen2VLReward(Reader):
                 "the checkpoint; base is not the model that was tuned"
             )
 
-    def _fill(self, module: nn.Module, state: dict[str, Tensor]) -> None:
-        """Load strictly, in one line where that fails."""
-        wanted = module.state_dict()
-        missing, unknown = wanted.keys() - state.keys(), state.keys() - wanted.keys()
-        wrong = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
-        for what, names in (("lacks", missing), ("holds the unknown", unknown), ("has another size of", wrong)):
-            if names:
-                example, more = sorted(names)[0], f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise RewardError(
-                    f"reward {self.where}: the checkpoint {what} {example}{more}; it is cut, or base is another model"
-                )
-        module.load_state_dict(state, assign=True)
-
     def scores(self, kind: str, chats: Sequence[str], patches: Sequence[Patches]) -> Tensor:
         """(B, K, head's outputs) at the special tokens of B chats, in the order in which they stand there."""
         return token_scores(
             self.model, self.head, self.token_ids, self.batch(kind, chats, patches, self.device, self.dtype)
         )
+
+
+def fill(where: str, module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put weights into a module that may have none yet. Raises: RewardError where they are not just the right ones."""
+    wanted = module.state_dict()
+    missing, unknown = wanted.keys() - state.keys(), state.keys() - wanted.keys()
+    wrong = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
+    for what, names in (("lacks", missing), ("holds the unknown", unknown), ("has another size of", wrong)):
+        if names:
+            example, more = sorted(names)[0], f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise RewardError(
+                f"reward {where}: the checkpoint {what} {example}{more}; it is cut, or base is another model"
+            )
+    module.load_state_dict(state, assign=True)
 
 
 def token_scores(model: nn.Module, head: nn.Module, token_ids: Sequence[int], batch: Batch) -> Tensor:

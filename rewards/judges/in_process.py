@@ -34,8 +34,6 @@ class InProcess:
         self.lock = threading.Lock()
         self.model, self.processor = load(model, dtype, name)
         self.model.to(self.device)
-        added = self.processor.tokenizer.added_tokens_decoder.values()
-        self.special = [token.content for token in added if token.special]
 
     @staticmethod
     def check(*, model: str, dtype: str = "auto", name: str = "in_process", **_: Any) -> None:
@@ -55,7 +53,7 @@ class InProcess:
         return await asyncio.to_thread(self._generate, messages, max_tokens, top_logprobs)
 
     def _generate(self, messages: Sequence[Message], max_tokens: int, top_logprobs: int) -> Reply:
-        inputs = self._inputs(messages)
+        inputs = chat_inputs(self.processor, messages)
         # Autocast is per thread, and this is a thread of its own: a caller's does not reach here.
         with self.lock:
             inputs = inputs.to(self.device, dtype=self.model.dtype)  # only what is floating takes the dtype
@@ -80,22 +78,25 @@ class InProcess:
         finished = ids[-1] in (ends if isinstance(ends, list) else [ends])
         return Reply(decode(ids, skip_special_tokens=True), finished, tokens)
 
-    def _inputs(self, messages: Sequence[Message]) -> Any:
-        turns = []
-        for message in messages:
-            content: list[dict[str, Any]] = []
-            for part in message.parts:
-                if isinstance(part, str):
-                    found = [token for token in self.special if token in part]
-                    if found:  # the tokenizer would take it for the end of a turn, or for an image
-                        raise CallFailed("special token in the text", f"{found[0]} in a prompt")
-                    content.append({"type": "text", "text": part})
-                else:
-                    content.append({"type": "image", "image": part.image()})
-            turns.append({"role": message.role, "content": content})
-        return self.processor.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+
+def chat_inputs(processor: Any, messages: Sequence[Message]) -> Any:
+    """What a model of transformers is given to answer messages. Raises: CallFailed for a special token in a text."""
+    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    turns = []
+    for message in messages:
+        content: list[dict[str, Any]] = []
+        for part in message.parts:
+            if isinstance(part, str):
+                found = [token for token in special if token in part]
+                if found:  # the tokenizer would take it for the end of a turn, or for an image
+                    raise CallFailed("special token in the text", f"{found[0]} in a prompt")
+                content.append({"type": "text", "text": part})
+            else:
+                content.append({"type": "image", "image": part.image()})
+        turns.append({"role": message.role, "content": content})
+    return processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
 
 
 def load(model: str, dtype: str, name: str) -> tuple[torch.nn.Module, Any]:
