@@ -1,0 +1,1 @@
+"""The parts of `python -m benchmarks.reward_accuracy`: what is read, scored, counted and shown."""
