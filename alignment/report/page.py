@@ -6,8 +6,12 @@ arguments are HTML say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..gain_checks import Finding
 
 STYLE = (
     """
@@ -126,6 +130,16 @@ def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[tuple[str, str
     )
     top = f"<thead><tr>{titles}</tr></thead>" if head else ""
     return f'<div class="scroll"><table{_class(kind)}>{top}<tbody>{body}</tbody></table></div>'
+
+
+def findings(found: Iterable[Finding]) -> str:
+    """A list of what the numbers say, each with its level; "" of nothing."""
+    items = "".join(
+        f'<li><span class="mark {finding.level}">{finding.level}</span>'
+        f"<p><strong>{pretty(finding.title)}.</strong> {pretty(finding.text)}</p></li>"
+        for finding in found
+    )
+    return f'<ul class="findings">{items}</ul>' if items else ""
 
 
 def _class(name: str) -> str:

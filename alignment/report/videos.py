@@ -53,6 +53,11 @@ def _file(evaluation: Evaluation, index: int) -> Path:
 def _clip(title: str, evaluation: Evaluation, index: int, file: Path) -> str:
     scores = evaluation["values"].get("reward/mean", [])
     score = number(scores[index]) if index < len(scores) and finite(scores[index]) else ""
+    return clip(title, score, file)
+
+
+def clip(title: str, score: str, file: Path) -> str:
+    """An embedded video with a line of plain words below."""
     below = f"<div><span>{escape(title)}</span><b>{escape(score)}</b></div>"
     if not file.is_file():
         missing = escape(f"{file.parent.name}/{file.name} is missing")
