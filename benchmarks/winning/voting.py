@@ -4,9 +4,9 @@
 which model stands: keep the key, give the page away. `read_votes` reads with the key what the page exports.
 
 The page knows videos, prompts and numbers, no names. All videos are encoded anew as H.264 with 4:2:0 chroma, which
-every browser plays (the project's own clips keep full chroma, which phones and Firefox refuse); this also takes away
-what a file could tell of its origin. They are embedded where they are at most MAX_EMBEDDED bytes together; otherwise
-all of them lie in the folder PAGE_videos beside the page, to be given away with it.
+every browser plays, while the full chroma of the project's own clips is not for all of them; this also takes away what
+a file could tell of its origin. They are embedded where they are at most MAX_EMBEDDED bytes together; otherwise all of
+them lie in the folder PAGE_videos beside the page, to be given away with it.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ function play() {
         : "This video is missing or cannot be played here; its folder has to lie beside this page.";
     };
     player.src = source(comparisons[at][side === 0 ? "left" : "right"]);
-    player.load();
+    player.play().catch(() => {}); // some phones load nothing before; start() lets both begin together
   });
 }
 
