@@ -3,7 +3,8 @@
 It scores what a sampler holds half way, without a decoder: what guidance by reward needs (Flow-NRG of VideoAlign, arXiv
 2501.13918), and training on rewards of intermediate states (PRFL, arXiv 2511.21541). Both members of a pair are noised
 to one level with one noise, so that all that tells them apart is theirs. The loss is Bradley-Terry's, for each
-dimension by itself, or its variant with ties (`theta`).
+dimension by itself (loss bt), or its variant with ties (btt). The mean is over all cells, pairs times dimensions,
+those without a label included, so that every label weighs the same.
 
     Flow-NRG    first layers of a 1B model, in full, Adam 5e-6, 144 pairs an update, 2 epochs
     PRFL        the first 8 blocks of Wan2.1-14B, one learned query with 8 heads, an MLP of 1024 and 512; in its code
@@ -13,13 +14,14 @@ The head has a query for each dimension, and is told the level. Here pairs are a
 single videos are not. What a run leaves: see latent_reward/model.py.
 
 Logs: loss, accuracy (share of decided pairs ranked right, at drawn levels), accuracy/<dimension>, difference (size of
-the difference of scores), labels (that the update learned from). Evaluations: eval/accuracy/mean,
+the difference of scores). Evaluations: eval/accuracy/mean,
 eval/accuracy/<dimension>, eval/accuracy/levels_<low>_<high> with /low and /high, Wilson's 95 % interval over pairs, and
 eval/accuracy/<dimension>/levels_<low>_<high>, on data.held_out, every pair once in each quarter of the levels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,22 +32,29 @@ from torch import Tensor
 from samplers import seed_for
 
 from ..config import Recipe
-from ..data import Group, Pair, conditions
+from ..data import Group, Pair, conditions, pair_of
+from ..errors import UserError
 from ..latent_reward import Design, LatentReward
-from ..latent_reward.pairs import OVERALL, Share, counted, labelled, preference_losses, ranked_right, share
+from ..latent_reward.accuracy import share
 from ..latent_reward.sizes import Shapes, count
 from ..pairs import Compared, example_of, given_examples
 from ..preference import BUCKETS, Batch, Example, MatchingConfig, batches, check_matching
+from ..reward_training.data import OVERALL, examples_of
+from ..reward_training.losses import TIES, comparison_cells, ranked_right
 from ..samples import chunks
 from ..tally import Tally
 from ..training import Run
+
+LOSSES = ("bt", "btt")
 
 
 @dataclass
 class Config(MatchingConfig):
     layer: int = 8  # how many blocks of the transformer run
-    dimensions: list[str] = field(default_factory=list)  # labels or scores of the pairs; none: a pair's one label
-    theta: float | None = None  # of Bradley-Terry with ties, as 5; None: ties are left out
+    dimensions: list[str] = field(default_factory=lambda: [OVERALL])  # labels or scores; Overall: the pair's own label
+    loss: str = "bt"  # or btt
+    theta: float = 5.0  # of btt: above 1, more makes more ties
+    ties: str = "skip"  # of bt: or half, a tie is half a win of either
     tie_eps: float = 0.0  # scores that are no further apart are a tie
     frozen: bool = False  # train the head alone
     head_lr: float | None = None  # of the head, which starts from nothing; None: optimizer.lr
@@ -59,10 +68,13 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
         wrong.append("data.preferences: a reward learns from given pairs; name a file of them, not data.prompts")
     if recipe.data.held_out is None:
         wrong.append("data.held_out: that a reward is right on pairs that it has learned says nothing; name others")
-    if len(set(config.dimensions)) < len(config.dimensions) or {"mean", OVERALL} & set(config.dimensions):
-        wrong.append(f"algorithm.dimensions: {config.dimensions} are not different names other than mean and {OVERALL}")
-    if config.theta is not None and config.theta <= 1:
-        wrong.append(f"algorithm.theta: {config.theta} leaves no room for ties; it is above 1, as 5, or null")
+    if not config.dimensions or len(set(config.dimensions)) < len(config.dimensions) or "mean" in config.dimensions:
+        wrong.append(f"algorithm.dimensions: {config.dimensions} is not one or more names, each once, other than mean")
+    for key, choices in (("loss", LOSSES), ("ties", TIES)):
+        if getattr(config, key) not in choices:
+            wrong.append(f"algorithm.{key}: {getattr(config, key)!r} is none of {', '.join(choices)}")
+    if config.theta <= 1:
+        wrong.append(f"algorithm.theta: {config.theta} is not above 1")
     if config.tie_eps < 0:
         wrong.append(f"algorithm.tie_eps: {config.tie_eps} is below 0")
     if config.head_lr is not None and config.head_lr <= 0:
@@ -98,14 +110,26 @@ def make_policy(pipe: Any, recipe: Recipe, device: torch.device) -> LatentReward
 def design(recipe: Recipe) -> Design:
     """Of the recipe's reward."""
     config: Config = recipe.algorithm
-    return Design(config.layer, tuple(config.dimensions or [OVERALL]), config.frozen, recipe.fps)
+    return Design(config.layer, tuple(config.dimensions), config.frozen, recipe.fps)
 
 
 def chosen(recipe: Recipe, records: Sequence[Pair | Group], place: str) -> list[Compared]:
-    """All pairs with their labels. Raises: UserError for a dimension that decides none."""
+    """All pairs with their labels; of a group every two videos.
+
+    Raises: UserError for a dimension of which no pair is decided.
+    """
     config: Config = recipe.algorithm
-    found = labelled(records, config.dimensions, config.tie_eps, place)
-    return [Compared(pair, labels=labels) for pair, labels in found]
+    found = []
+    for example in examples_of(records, config.dimensions, config.tie_eps):
+        record = example.record
+        for (i, j), labels in zip(example.compared, example.labels, strict=True):
+            if any(map(math.isfinite, labels)):
+                pair = record if isinstance(record, Pair) else pair_of(record, i, j)
+                found.append(Compared(pair, labels=labels))
+    for column, name in enumerate(config.dimensions):
+        if not any(item.labels[column] in (1, -1) for item in found):
+            raise UserError(f"{place}: no pair is decided by {name}; annotate them, or change algorithm.dimensions")
+    return found
 
 
 def train(run: Run) -> None:
@@ -119,19 +143,16 @@ def train(run: Run) -> None:
 
 
 def update(run: Run, examples: Sequence[Example], tally: Tally) -> None:
-    """One optimiser step on this process's pairs: the mean loss over all labels that there are to learn from."""
-    theta = run.recipe.algorithm.theta
-    labels = torch.tensor([example.labels for example in examples])
-    total = run.processes.total(int(counted(labels, theta).sum()))
-    run.log({"labels": total})
-    if total == 0:
-        return
+    """One optimiser step on this process's pairs."""
+    config: Config = run.recipe.algorithm
+    pairs = run.processes.total(len(examples))
     with run.timer("update"):
         for batch in batches(run, examples):
             difference = differences(run, batch)
-            losses = preference_losses(difference, batch.labels, theta)
-            (losses.sum() / total).backward()
-            watch(run, tally, difference, losses, batch)
+            losses = comparison_cells(difference, batch.labels, config.loss, config.theta, config.ties).mean(1)
+            (losses.sum() / pairs).backward()
+            tally.add("loss", losses)
+            watch(run, tally, difference, batch.labels)
         run.apply_update()
 
 
@@ -143,11 +164,10 @@ def differences(run: Run, batch: Batch) -> Tensor:
     return first - second
 
 
-def watch(run: Run, tally: Tally, difference: Tensor, losses: Tensor, batch: Batch) -> None:
-    """Note what the loss learned from, and how the pairs are ranked."""
-    tally.add("loss", losses[counted(batch.labels, run.recipe.algorithm.theta)])
+def watch(run: Run, tally: Tally, difference: Tensor, labels: Tensor) -> None:
+    """Note how the pairs are ranked."""
     tally.add("difference", difference.abs().flatten())
-    right = ranked_right(difference, batch.labels)
+    right = ranked_right(difference.detach(), labels)
     tally.add("accuracy", right[~right.isnan()])
     for name, column in zip(run.policy.dimensions, right.unbind(1), strict=True):
         tally.add(f"accuracy/{name}", column[~column.isnan()])
@@ -161,7 +181,7 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
         metrics[f"eval/accuracy/{name}"] = float(found[:, :, d].nanmean())
     for bucket in range(BUCKETS):
         levels = f"levels_{bucket / BUCKETS:.2f}_{(bucket + 1) / BUCKETS:.2f}"
-        of_all: Share = share(found[:, bucket].nanmean(1))
+        of_all = share(found[:, bucket].nanmean(1))
         metrics[f"eval/accuracy/{levels}"] = of_all.mean
         metrics[f"eval/accuracy/{levels}/low"], metrics[f"eval/accuracy/{levels}/high"] = of_all.low, of_all.high
         for d, name in enumerate(names):
@@ -178,6 +198,7 @@ def held_out(run: Run, pairs: Sequence[Compared]) -> Tensor:
             seed = seed_for(run.recipe.evaluation.seed, "held-out", item.pair.id, bucket)
             within = torch.rand((), generator=torch.Generator().manual_seed(seed_for(seed, "level"))).item()
             examples.append(example_of(run, item, seed, (bucket + 1 - within) / BUCKETS))
-    parts = chunks(examples, run.recipe.algorithm.batch_size)  # all at once would be more than an update ever is
-    right = [ranked_right(differences(run, b), b.labels) for part in parts for b in batches(run, part)]
-    return torch.cat(right).unflatten(0, (-1, BUCKETS))
+    found = [torch.zeros(0, len(run.policy.dimensions), device=run.policy.device)]
+    for part in chunks(examples, run.recipe.algorithm.batch_size):  # all at once would be more than an update ever is
+        found += [ranked_right(differences(run, batch), batch.labels) for batch in batches(run, part)]
+    return torch.cat(found).view(len(examples) // BUCKETS, BUCKETS, len(run.policy.dimensions))

@@ -126,7 +126,7 @@ def decided(
         if isinstance(record, Group):
             pairs, label = best_worst(record, dimension, tie_eps), 0 if len(_finite(record, dimension)) > 1 else None
         else:
-            label = label_of(record, dimension, tie_eps)
+            label = _label(record, dimension, tie_eps)
             pairs = [record if label == 1 else exchanged(record)] if label else []
         found += [pair._replace(label=1) for pair in pairs]
         ties += not pairs and label == 0
@@ -225,11 +225,7 @@ def _scores(pairs: Sequence[Pair], score: Score) -> list[tuple[float, float]]:
     return found
 
 
-def label_of(pair: Pair, dimension: str | None = None, tie_eps: float = 0.0) -> int | None:
-    """The pair's label, of the dimension where one is named; where it has none, that of its scores; None without these.
-
-    Scores that are no further apart than tie_eps make it a tie; beside a label only where tie_eps is above 0.
-    """
+def _label(pair: Pair, dimension: str | None, tie_eps: float) -> int | None:
     given = pair.label if dimension is None else pair.labels.get(dimension)
     scored = label_from_scores(pair.scores, dimension or deciding(pair), tie_eps)
     return scored if given is None or (tie_eps > 0 and scored == 0) else given

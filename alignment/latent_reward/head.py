@@ -17,17 +17,17 @@ class Head(nn.Module):
     """Learned queries, one a dimension, look up what they need among the tokens; an MLP makes numbers of it.
 
     The hidden states know the noise level already; the MLP is told it again, since what a token says of the clean video
-    depends on it.
+    depends on it. Differences of scores are all that it is trained by, so there is no bias that these do not show.
     """
 
     def __init__(self, width: int, num_dimensions: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)  # some channels of a trained transformer are a hundred times larger than others
         self.queries = nn.Parameter(torch.randn(num_dimensions, width))
-        self.attention = nn.MultiheadAttention(width, math.gcd(width, 8), batch_first=True)
+        self.attention = nn.MultiheadAttention(width, math.gcd(width, 8), bias=False, batch_first=True)
         self.level = nn.Linear(width, width)
         self.hidden = nn.Linear(num_dimensions * width, width)
-        self.out = nn.Linear(width, num_dimensions)
+        self.out = nn.Linear(width, num_dimensions, bias=False)
 
     def forward(self, hidden: Tensor, level: Tensor) -> Tensor:
         """(B, D) float32 rewards of hidden states (B, N, W) at noise levels (B,) in [0, 1]."""

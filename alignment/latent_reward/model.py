@@ -153,6 +153,7 @@ class LatentReward(Policy):
             config = ModelConfig(**{**options, "lora": LoRAConfig(**options["lora"])})
             sampler = SamplerConfig(**card["sampler"])
             design = Design(*(card[name] for name in Design._fields))
+            design = design._replace(dimensions=tuple(design.dimensions))
             call, found = card["call"], {name: card[name] for name in FOUND}
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / CARD}: is no reward's: {one_line(error)}") from error

@@ -42,13 +42,14 @@ CASES = {
     "sft": {"batch_size": 3},
     "seppo": {"beta": 50.0, "batch_size": 4, "keep_every": 1, "checkpoints": 2},
     "tlpo": {"beta": 50.0, "batch_size": 3, "width": 4},
+    "latent_reward": {"batch_size": 3, "layer": 1, "dimensions": ["look", "Overall"], "loss": "btt", "head_lr": 3e-3},
     "flow_dpo sampled": {"beta": 50.0, **SAMPLED},
     "gapo sampled": {"beta": 50.0, "score_range": [0.0, 100.0], "noise": "own", **SAMPLED},
     "flow_rwr sampled": SAMPLED,
     "sft sampled": SAMPLED,
 }
 # Every update and every loop once, where that takes time: others differ in a formula.
-ONCE = ["flow_dpo", "dense_dpo", "flow_rwr", "seppo", "tlpo", "flow_dpo sampled", "sft sampled"]
+ONCE = ["flow_dpo", "dense_dpo", "flow_rwr", "seppo", "tlpo", "latent_reward", "flow_dpo sampled", "sft sampled"]
 
 
 class Case(NamedTuple):
@@ -64,7 +65,11 @@ def written(folder: Path, base: Path, preferences: Path, name: str) -> Path:
     algorithm = {"name": name.partition(" ")[0], **CASES[name]}
     if name == "tlpo":
         algorithm["experts"] = {path.name: str(path) for path in sorted((preferences / "experts").iterdir())}
-    return write_recipe(folder / f"{name}.yaml", recipe_for(base, algorithm, data))
+    recipe = recipe_for(base, algorithm, data)
+    if name == "latent_reward":  # which trains a reward, and asks none
+        del recipe["rewards"]
+        recipe["data"]["held_out"] = data["preferences"]
+    return write_recipe(folder / f"{name}.yaml", recipe)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,11 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return load_state(checkpoints(folder / "checkpoints")[-1]).trained
 
 
+def iterations(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, without that of an evaluation before training."""
+    return [row for row in read_metrics(folder / "metrics.jsonl") if row["iteration"] > 0]
+
+
 def distance(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     assert one.keys() == two.keys()
     return max(float((one[name] - two[name]).abs().max()) for name in one)
@@ -98,7 +108,7 @@ def distance(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
 @pytest.mark.parametrize("name", CASES)
 def test_two_iterations(runs, name):
     alone = runs(name).alone
-    rows = read_metrics(alone / "metrics.jsonl")
+    rows = iterations(alone)
     assert [row["iteration"] for row in rows] == [1, 2]
     for row in rows:
         assert all(value is not None for value in row.values()), row
@@ -108,7 +118,8 @@ def test_two_iterations(runs, name):
         assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
         assert rows[0]["margin/size"] == 0 < rows[1]["margin/size"]
     assert (alone / "report.html").exists()
-    assert (alone / "lora/pytorch_lora_weights.safetensors").exists()
+    weights = "latent_reward/weights" if name == "latent_reward" else "lora/pytorch_lora_weights"
+    assert (alone / f"{weights}.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,7 +127,7 @@ def test_micro_batches_change_nothing(runs, name, tmp_path):
     recipe, alone = runs(name)
     single = ran(recipe, tmp_path / "single", "batch.update=1")
     assert distance(trained(single), trained(alone)) < 1e-5
-    for small, all_at_once in zip(*(read_metrics(path / "metrics.jsonl") for path in (single, alone)), strict=True):
+    for small, all_at_once in zip(*(iterations(path) for path in (single, alone)), strict=True):
         for metric in ("loss", "grad_norm"):  # Adam's weights do not know the size of a gradient
             assert small[metric] == pytest.approx(all_at_once[metric], rel=1e-4), metric
 
@@ -141,7 +152,7 @@ def test_killed_and_resumed(runs, name, tmp_path, monkeypatch):
         patch.setattr(alignment.run, "_rescue", lambda session: None)
         with pytest.raises(Killed):
             main([str(recipe), f"output={tmp_path / 'run'}"])
-    assert len(read_metrics(tmp_path / "run/metrics.jsonl")) == 1
+    assert len(iterations(tmp_path / "run")) == 1
     ran(recipe, tmp_path / "run", "--resume")
     assert_same_run(tmp_path / "run", alone)
 
@@ -150,7 +161,7 @@ def test_killed_and_resumed(runs, name, tmp_path, monkeypatch):
 def test_bfloat16(runs, name, tmp_path):
     recipe, alone = runs(name)
     folder = ran(recipe, tmp_path / "run", "model.dtype=bfloat16")
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = iterations(folder)
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
     weights = trained(folder)
     assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values())
@@ -190,7 +201,7 @@ def test_two_processes_are_one(runs, name, two):
     first, second = (rank[name] for rank in ranks)
     assert all(torch.equal(first[weight], second[weight]) for weight in first)
     assert distance(first, trained(alone)) < 1e-4
-    ours, theirs = (read_metrics(path / "metrics.jsonl") for path in (folder / name, alone))
+    ours, theirs = (iterations(path) for path in (folder / name, alone))
     assert len(ours) == len(theirs) == 2
     for both, one in zip(ours, theirs, strict=True):
         assert both.keys() == one.keys()

@@ -34,9 +34,12 @@ def comparable(folder):
 
 def assert_same_run(folder, other):
     assert comparable(folder) == comparable(other)
-    one, two = (load_file(f / "lora" / "pytorch_lora_weights.safetensors") for f in (folder, other))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    saved = [*folder.glob("lora/*.safetensors"), *folder.glob("latent_reward/*.safetensors")]
+    assert saved
+    for file in saved:
+        one, two = (load_file(f / file.relative_to(folder)) for f in (folder, other))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
     one, two = (load_state(checkpoints(f / "checkpoints")[-1]) for f in (folder, other))
     assert (one.iteration, one.updates) == (two.iteration, two.updates)
     for name in one.trained:
@@ -47,7 +50,7 @@ def assert_same_run(folder, other):
     for key, moments in one.optimizer["state"].items():
         for name, value in moments.items():
             assert torch.equal(value, two.optimizer["state"][key][name]), name
-    for path in (folder / "samples").iterdir():
+    for path in folder.glob("samples/*"):
         values = [json.loads((f / "samples" / path.name / "scores.json").read_text()) for f in (folder, other)]
         assert values[0] == values[1]
 
