@@ -83,8 +83,8 @@ def write_voting_page(path: Path, comparisons: Sequence[Comparison], seed: int) 
         for c, left, right in zip(comparisons, sources[::2], sources[1::2], strict=True)
     ]
     page = render({"page": key["page"], "embedded": embedded, "comparisons": asked})
-    whole(key_of(path), lambda aside: aside.write_text(json.dumps(key, indent=1), "utf-8"))
     whole(path, lambda aside: aside.write_text(page, "utf-8"))
+    whole(key_of(path), lambda aside: aside.write_text(json.dumps(key, indent=1), "utf-8"))
 
 
 def key_of(page: Path) -> Path:

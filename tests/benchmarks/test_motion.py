@@ -95,8 +95,9 @@ def test_rule_by_hand() -> None:
     assert not is_dynamic(torch.full((15,), 11.24), 24, 480)
     assert not is_dynamic(torch.full((15,), 22.4), 4, 480)
     assert is_dynamic(torch.full((15,), 22.6), 4, 480)
-    # 6 frames: round(1.5) = 2 of 5 pairs. 9 frames of 32 pixels: round(2.25) = 2 pairs above 0.75. 49 frames: round(12.25) = 12.
+    # 6 frames: round(1.5) = 2 of 5 pairs.
     assert not is_dynamic(torch.tensor([6.1] + [0.0] * 4), 8, 256)
+    # 9 frames of 32 pixels: round(2.25) = 2 pairs above 0.75. 49 frames: round(12.25) = 12.
     assert is_dynamic(torch.tensor([0.76] * 2 + [0.0] * 6), 8, 32)
     assert not is_dynamic(torch.tensor([0.76] + [0.0] * 7), 8, 32)
     assert is_dynamic(torch.tensor([0.76] * 12 + [0.0] * 36), 8, 32)
