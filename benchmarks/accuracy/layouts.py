@@ -105,9 +105,17 @@ def mj_bench_video(row: Row) -> Record:
     return _pair(row, "caption", (row.media("video_0_path"), row.media("video_1_path")), labels)
 
 
-def ranked_images(row: Row) -> Record:
-    """HPDv2 (image_path, rank) and ImageReward (generations, ranking): a lower rank is better."""
-    files, ranks = ("image_path", "rank") if "image_path" in row.values else ("generations", "ranking")
+def hpdv2(row: Row) -> Record:
+    """The rank is the mean of several people's."""
+    return _ranked(row, "image_path", "rank")
+
+
+def image_reward(row: Row) -> Record:
+    return _ranked(row, "generations", "ranking")
+
+
+def _ranked(row: Row, files: str, ranks: str) -> Record:
+    """A lower rank is better."""
     names = row.list_of(files, str)
     order = row.list_of(ranks, (int, float), len(names))
     pairs = itertools.combinations(range(len(names) if len(order) == len(names) else 0), 2)
@@ -211,14 +219,14 @@ FORMATS = {
     "hpdv2": Layout(
         "HPDv2 test",
         _needs("prompt image_path rank"),
-        ranked_images,
+        hpdv2,
         ("test",),
         f"{HUB}/ymhao/HPDv2, test.tar.gz",
     ),
     "image_reward": Layout(
         "ImageReward test",
         _needs("prompt generations ranking"),
-        ranked_images,
+        image_reward,
         ("test_images", "images"),
         f"{HUB}/THUDM/ImageRewardDB",
     ),

@@ -146,15 +146,22 @@ def interval(correct: Array, prompts: Sequence[str], weights: Array | None = Non
     the exact binomial one of as many prompts. NaN of fewer than two prompts.
     """
     counts = ~np.isnan(correct)
+    num = len({prompt for prompt, counted in zip(prompts, counts, strict=True) if counted})
+    if num > 1 and np.unique(correct[counts]).tolist() in ([0.0], [1.0]):
+        margin = 0.025 ** (1 / num)
+        return (margin, 1.0) if correct[counts][0] else (0.0, 1 - margin)
+    return interval_of_change(correct, prompts, weights)
+
+
+def interval_of_change(change: Array, prompts: Sequence[str], weights: Array | None = None) -> tuple[float, float]:
+    """As `interval`, of the difference of two rewards' `correct`, by resampling alone."""
+    counts = ~np.isnan(change)
     weights = np.where(counts, 1.0 if weights is None else weights, 0.0)
     names, place = np.unique(np.asarray(prompts, dtype=object).astype(str)[counts], return_inverse=True)
     if len(names) < 2:
         return math.nan, math.nan
-    hits = np.bincount(place, (weights * np.nan_to_num(correct))[counts])
+    hits = np.bincount(place, (weights * np.nan_to_num(change))[counts])
     totals = np.bincount(place, weights[counts])
-    if hits.sum() in (0.0, totals.sum()):
-        margin = 0.025 ** (1 / len(names))
-        return (margin, 1.0) if hits.sum() else (0.0, 1 - margin)
     drawn = _resamples(len(names))
     low, high = np.quantile((drawn @ hits) / (drawn @ totals), [0.025, 0.975])
     return float(low), float(high)

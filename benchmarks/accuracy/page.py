@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ def page_of(found: Benchmark, ranked: Sequence[Outcome], result: Mapping[str, An
         section(
             "Where ties begin", _curves(found, ranked), "Accuracy over all labels, by the share of pairs called a tie."
         ),
-        *(_worst(found, outcome) for outcome in ranked[:SCALES]),
+        *itertools.islice(filter(None, (_worst(found, outcome) for outcome in ranked)), SCALES),
         section("Data", _data(found, result["data"])),
         section("How this was made", _made(ranked, result)),
     ]

@@ -151,7 +151,7 @@ def behind(best: Mapping[str, Answers], other: Mapping[str, Answers], prompts: S
     change = np.concatenate([theirs.correct - ours.correct for ours, theirs in parts])
     weights = np.concatenate([_shares(ours) for ours, _ in parts])
     value = metrics.mean(change, weights)
-    return value, *metrics.interval(change, list(prompts) * len(dims), weights)
+    return value, *metrics.interval_of_change(change, list(prompts) * len(dims), weights)
 
 
 def _shares(measured: Measured) -> Array:

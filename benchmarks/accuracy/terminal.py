@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -18,9 +19,9 @@ def show(found: Benchmark, ranked: Sequence[Outcome], console: Console) -> None:
     """Accuracy of every reward, measure and dimension, best first."""
     console.print(coverage(found))
     dims = found.dims
-    table = Table(
-        Column("reward", no_wrap=True), Column("accuracy", no_wrap=True), *dims, *["behind"][: len(ranked) - 1]
-    )
+    names = [Column("reward", no_wrap=True), Column("accuracy", no_wrap=True)]
+    lagging = [Column("behind")][: len(ranked) - 1]
+    table = Table(*names, *dims, *lagging, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, outcome in enumerate(ranked):
         for measure in next(iter(outcome.answers.values())).measures:
             cells = [_short(outcome.answers[dim].measures[measure]) for dim in dims]
@@ -70,13 +71,15 @@ def percent(measured: Measured) -> str:
 
 
 def _short(measured: Measured) -> str:
-    """`73.6 +-2.3`: half the interval's width behind the value."""
-    half = 50 * (measured.high - measured.low)
-    return share(measured.value) + ("" if math.isnan(half) else f" +-{half:.1f}")
+    """`73.6 (71-76)`, for narrow terminals."""
+    around = "" if math.isnan(measured.low) else f" ({100 * measured.low:.0f}-{100 * measured.high:.0f})"
+    return share(measured.value) + around
 
 
 def _lag(lag: Sequence[float] | None) -> str:
-    return "" if lag is None else f"{100 * lag[0]:+.1f} +-{50 * (lag[2] - lag[1]):.1f}"
+    if lag is None:
+        return ""
+    return f"{100 * lag[0]:+.1f}" + ("" if math.isnan(lag[1]) else f" ({100 * lag[1]:+.0f} {100 * lag[2]:+.0f})")
 
 
 def share(value: float) -> str:

@@ -66,13 +66,13 @@ def test_official_count_never_tries_no_ties():
 @pytest.mark.parametrize("seed", range(3))
 def test_official_count_on_quantised_scores(seed):
     """The best number of ties, made one by one; it moves with the rows, what can be had does not."""
-    labels, margins = quantised(seed=seed)
+    labels, margins = quantised(120, seed)
     rng, official, realisable = np.random.default_rng(seed), set(), set()
     for _ in range(8):
         rows = rng.permutation(len(labels))
         h, m = labels[rows], margins[rows]
         order = sorted(range(len(h)), key=lambda i, m=m: abs(m[i]))
-        tries = [sum(h[i] == 0 for i in order[:k]) + sum(h[i] * m[i] > 0 for i in order[k:]) for k in range(1, 401)]
+        tries = [sum(h[i] == 0 for i in order[:k]) + sum(h[i] * m[i] > 0 for i in order[k:]) for k in range(1, 121)]
         assert metrics.official_ties(h, m).sum() == max(tries)
         official.add(max(tries))
         realisable.add(metrics.three_way(h, m, metrics.best_threshold(h, m)).sum())
@@ -164,6 +164,14 @@ def test_interval_of_all_right():
     assert low**20 == pytest.approx(0.025)
     assert high == 1
     assert metrics.interval(np.zeros(20), [str(i) for i in range(20)]) == pytest.approx((0, 1 - low))
+
+
+def test_interval_of_a_difference():
+    """Two rewards that are right together differ by nothing, surely; one that is right 0.2 more often by that."""
+    prompts = [str(i) for i in range(100)]
+    assert metrics.interval_of_change(np.zeros(100), prompts) == (0, 0)
+    low, high = metrics.interval_of_change(np.repeat([1.0, 0.0], [20, 80]), prompts)
+    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.2 * 0.8 / 100), rel=0.1)
 
 
 def test_chance():
