@@ -26,10 +26,10 @@ from .motion import load_flow
 from .page import render
 from .plot import plot
 from .prompt_sets import prompt_set
-from .scoring import OVERALL, Answers, Scoring
+from .scoring import OVERALL, Answers, Scoring, load_judge
 from .summary import Comparison, as_json, compare
 from .vbench import VBenchScores, aggregate, read_scores
-from .videos import Video, claim, make_videos, paths_of, together, videos_of, write_json
+from .videos import Video, claim, free_memory, make_videos, paths_of, planned, together, videos_of, write_json
 from .voting import QUESTIONS, key_of, read_votes, tally, write_voting_page
 from .voting import Comparison as Duel
 
@@ -56,10 +56,12 @@ def compare_models(options: argparse.Namespace) -> None:
         out: Path = options.out
         settings = claim(out, models, prompts, options.samples, processes) | {"flow": flow.name, "tie_eps": ties}
         videos = videos_of(prompts, options.samples)
-        together(processes, lambda: make_videos(out, models, videos, processes, console))
+        answers, plan = Answers(out, judges, flow.name), planned(out, models, videos)
+        processes.wait()  # nobody writes before all have looked
+        if any(plan.values()):
+            together(processes, lambda: try_judges(judges, answers, processes))
+        together(processes, lambda: make_videos(out, models, plan, processes, console))
         processes.wait()
-        answers = Answers(out, judges, flow.name)
-        processes.wait()  # nobody writes before all have read
         scoring = Scoring(out, answers, names, videos, recipe.fps, options.batch, processes, console)
         compares: dict[str, bool] = {}
 
@@ -78,6 +80,14 @@ def compare_models(options: argparse.Namespace) -> None:
             console.print("\n".join([*(c.verdict for c in found), f"written: {out / 'index.html'}"]))
     finally:
         processes.close()
+
+
+def try_judges(judges: Mapping[str, RewardArgument], answers: Answers, processes: Processes) -> None:
+    """Load every new judge once, so that one that cannot be loaded is refused before hours of sampling."""
+    for name, judge in judges.items() if processes.is_main else ():
+        if answers.compares(name) is None:
+            load_judge(name, judge, processes.device)
+            free_memory()
 
 
 def report(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,18 +100,25 @@ def claim(
     return asked
 
 
-def make_videos(
-    out: Path, models: Sequence[Contender], videos: Sequence[Video], processes: Processes, console: Console
-) -> None:
-    """Make what is missing, one model after the other, each process its share of the calls."""
+def planned(out: Path, models: Sequence[Contender], videos: Sequence[Video]) -> dict[str, list[list[Video]]]:
+    """Model -> calls of the pipeline in which something is missing."""
     recipe = models[0].recipe
     size = recipe.evaluation.batch or recipe.batch.rollout or CALL
     alike = by_image([video.prompt for video in videos])
     calls = [[videos[i] for i in part] for places in alike for part in chunks(places, size)]
-    left = {model.name: [call for call in calls if _missing(out, model.name, call)] for model in models}
-    processes.wait()  # nobody writes before all have looked
+    return {model.name: [call for call in calls if _missing(out, model.name, call)] for model in models}
+
+
+def make_videos(
+    out: Path,
+    models: Sequence[Contender],
+    plan: Mapping[str, list[list[Video]]],
+    processes: Processes,
+    console: Console,
+) -> None:
+    """Make what is planned, one model after the other, each process its share of the calls."""
     for model in models:
-        if own := processes.share(left[model.name]):
+        if own := processes.share(plan[model.name]):
             _make(out, model, own, processes, console)
 
 
@@ -131,7 +138,12 @@ def _make(
             files = [paths_of(out, model.name, video.name) for video in call]
             list(pool.map(write, files, films, [fps] * len(call)))
     del policy
-    gc.collect()  # the next model needs the memory
+    free_memory()
+
+
+def free_memory() -> None:
+    """Give back what nobody refers to any more: the next model needs the memory."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

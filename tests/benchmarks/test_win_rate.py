@@ -24,7 +24,7 @@ from benchmarks.winning.judges import read_judges
 from benchmarks.winning.models import contenders, load_model
 from benchmarks.winning.motion import load_flow
 from benchmarks.winning.scoring import Answers, Scoring
-from benchmarks.winning.videos import make_videos, read_frames, sample, videos_of
+from benchmarks.winning.videos import make_videos, planned, read_frames, sample, videos_of
 from rewards.video_files import read_video
 from samplers import seed_for
 from tests.alignment.tiny import shake
@@ -253,8 +253,9 @@ def test_two_processes_come_to_the_numbers_of_one(world, made, tmp_path) -> None
         (tmp_path / model.name / "frames").mkdir(parents=True)
         model.recipe.evaluation.batch = 2
     parts = [Answers(tmp_path, judges, "dis") for _ in range(2)]
+    plan = planned(tmp_path, models[1:], videos)
     for rank in (1, 0):
-        make_videos(tmp_path, models[1:], videos, Turns(rank), console)
+        make_videos(tmp_path, models[1:], plan, Turns(rank), console)
     for rank in (1, 0):
         scoring = Scoring(tmp_path, parts[rank], ["tuned"], videos, 8, 2, Turns(rank), console)
         scoring.judge("bright", judges["bright"])
@@ -330,8 +331,10 @@ def test_bad_input_is_one_line(world, refused, tmp_path, change, words) -> None:
     assert words in refused(world.arguments(tmp_path / "out", *change))
 
 
-def test_a_judge_of_everything_is_refused(world, copy, refused) -> None:
-    assert "a judge sees a clip or a pair" in refused(world.arguments(copy, "--judge", f"{world.rewards}:Batch"))
+def test_a_judge_that_cannot_be_used_is_found_before_videos_are_made(world, refused, tmp_path) -> None:
+    arguments = world.arguments(tmp_path / "out", "--judge", f"{world.rewards}:Batch")
+    assert "a judge sees a clip or a pair" in refused(arguments)
+    assert not list(tmp_path.rglob("*.mp4"))
 
 
 def vote(key: Path, path: Path, voter: str, choices: dict[str, str]) -> Path:
