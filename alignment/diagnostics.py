@@ -272,8 +272,11 @@ def _length(metrics: Metrics, evaluations: Evaluations, config: Mapping[str, Any
     if not finite(planned) or len(metrics) >= planned:
         return
     logged, patience = f"{len(metrics)} of {planned} iterations are logged", value_of(config, "patience")
-    best = peak(evaluations)
-    if patience and best and sum(e["iteration"] > best[0] for e in evaluations) >= patience:
+    best, evaluated = peak(evaluations), [evaluation["iteration"] for evaluation in evaluations]
+    watched = f"eval/accuracy/{value_of(config, 'watch')}"
+    if ranked := {line["iteration"]: line[watched] for line in metrics if finite(line.get(watched))}:
+        best, evaluated = max(ranked.items(), key=lambda pair: pair[1]), list(ranked)
+    if patience and best and sum(iteration > best[0] for iteration in evaluated) >= patience:
         text = f"{logged}: {patience} evaluations after iteration {best[0]} were not better (`evaluation.patience`)."
         yield Finding("note", "Stopped at the peak", text)
     elif (limit := value_of(config, "max_winner_error")) and (column(metrics, "error/winner") or [0])[-1] > limit:

@@ -157,7 +157,8 @@ class Run:
         self.tracker.log({k: v for k, v in row.items() if k != "iteration"}, self.iteration)
         self.display.show(self.iteration, row)
         if self.metrics:
-            for line in self.alarms.new(self.metrics.rows, self._ended()):
+            rows = [row for row in self.metrics.rows if row["iteration"] > 0]
+            for line in self.alarms.new(rows, self._ended()):
                 self.display.say(line)
         if self._ended() or self.iteration % self.recipe.checkpoint.every == 0:
             self.save()

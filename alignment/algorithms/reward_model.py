@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rewards import RewardError
 from rewards.checkpoints import is_hub_id
 
 from ..config import Recipe
@@ -39,6 +40,7 @@ from ..reward_training.data import Example, check_examples, check_prompts, examp
 from ..reward_training.learning import centre_of, load, measured, ranked, update
 from ..reward_training.losses import TIES
 from ..reward_training.model import Description, RewardModel, Trainee, open_reader
+from ..reward_training.templates import read_template
 from ..reward_training.yes_no import YesNoModel, check_prompt, check_yes_no, open_processor
 from ..tally import Tally
 from ..training import Run
@@ -121,7 +123,16 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
     for key in ("revision", "variant", "device_map", "attention", "pipeline"):
         if getattr(recipe.model, key) is not None:
             wrong.append(f"model.{key}: is for pipelines of diffusers; leave it out")
-    return wrong + (check_yes_no(recipe) if config.loss == "yes_no" else [])
+    return wrong + (check_yes_no(recipe) if config.loss == "yes_no" else _check_template(config))
+
+
+def _check_template(config: Config) -> list[str]:
+    """What is wrong with the file, if there is one."""
+    try:
+        read_template(config.template, config.dimensions)
+    except RewardError as error:
+        return [f"algorithm.template: {error}"]
+    return []
 
 
 def check_model(recipe: Recipe) -> list[str]:

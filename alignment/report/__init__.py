@@ -34,14 +34,15 @@ from ..gains import (
 from ..logs import ENDS, column, lately, phase_seconds
 from ..settings import given_labels, reward_words, value_of
 from .charts import share_bar
-from .curves import PHASES, dimension_curves, health_curves, pair_curves, reward_curves
+from .curves import PHASES, accuracy_curves, dimension_curves, health_curves, pair_curves, reward_curves
 from .folder import Run, load_run
-from .page import page, pretty, section, table, tile
+from .page import findings, page, pretty, section, table, tile
 from .videos import video_pairs
 
 __all__ = ["Run", "load_run", "render", "write_report"]
 
 MAX_TILES_HELD_OUT = 2  # the table has every held-out reward
+RANKED = "eval/accuracy/mean"  # where a reward is trained
 
 
 def write_report(run: Path) -> Path:
@@ -63,15 +64,19 @@ def write_report(run: Path) -> Path:
 def render(run: Run) -> str:
     """The whole page."""
     name = str(run.config.get("name") or run.folder.resolve().name)
+    ranking = accuracy_curves(run.metrics)
+    start = [line for line in run.metrics if line["iteration"] == 0]  # where a reward is trained, its first evaluation
+    run = run._replace(metrics=run.metrics[len(start) :])
     dimensions = dimension_curves(run.metrics, run.evaluations)
     folded = f"<details><summary>Single dimensions of the rewards</summary>{dimensions}</details>" if dimensions else ""
     rewards = reward_curves(run.metrics, run.evaluations, _held_out(run), trained=not given_labels(run.config))
     videos, which = video_pairs(run.evaluations)
     footer = f"Could not be read and was left out: {', '.join(run.unreadable)}." if run.unreadable else ""
     body = [
-        _headline(run, name),
+        _headline(run, name, start),
         section("Before and after" if len(run.evaluations) > 1 else "Samples", videos, which),
-        section("Diagnostics", _findings(run)),
+        section("Diagnostics", findings(diagnose(run.metrics, run.evaluations, run.config))),
+        section("Ranking", ranking, "Over iterations, of the pairs with a better one; half is chance."),
         section("Rewards", rewards + folded, "Over iterations. Evaluations repeat the same prompts and noise."),
         section("Pairs", pair_curves(run.metrics), "Over iterations. Told apart: better than the reference does."),
         section("Evaluation", *_values(run)),
@@ -83,7 +88,7 @@ def render(run: Run) -> str:
     return page(f"{name}: run report", "\n".join(body))
 
 
-def _headline(run: Run, name: str) -> str:
+def _headline(run: Run, name: str, start: Sequence[Mapping[str, Any]] = ()) -> str:
     rewards, preferences = _trained(run), given_labels(run.config)
     parts = [
         label(run.config.get("algorithm")),
@@ -97,7 +102,11 @@ def _headline(run: Run, name: str) -> str:
     best = peak(run.evaluations)
     if best and value_of(run.config, "patience") and best[0] != run.evaluations[-1]["iteration"]:
         sentences.append(f"The saved weights are those of iteration {best[0]}, where it peaked at {number(best[1])}.")
-    if len(run.evaluations) < 2 and run.metrics:
+    ranked = column([*start, *run.metrics], RANKED)
+    if ranked:
+        before = f", {percent(ranked[0])} before training" if start and len(ranked) > 1 else ""
+        sentences = [f"Of the held-out pairs {percent(ranked[-1])} are ranked right{before}."]
+    elif len(run.evaluations) < 2 and run.metrics:
         what = "training rewards" if column(run.metrics, "reward/mean") else "training"
         sentences = [f"The run has no evaluation after training yet, so only its {what} can be shown."]
     elif not run.metrics and not run.evaluations:
@@ -127,6 +136,9 @@ def _tiles(run: Run) -> list[str]:
         first, last = mean(rewards[:ENDS]), mean(rewards[-ENDS:])
         below = f"{number(first)} to {number(last)}, ends averaged over {min(ENDS, len(rewards))}"
         tiles.append(tile("Training reward", number(last - first, signed=True), "", below))
+    if ranked := column(run.metrics, RANKED):
+        below = f"of those held out, half is chance; at best {percent(max(ranked))}"
+        tiles.append(tile("Pairs ranked right", percent(ranked[-1]), "", below))
     if accuracy := column(run.metrics, "implicit_accuracy"):
         held_out = column(run.metrics, "eval/pairs/implicit_accuracy")
         of = f"{percent(held_out[-1])} of those held out" if held_out else "of the training pairs"
@@ -145,15 +157,6 @@ def _gain_tile(title: str, change: Paired) -> str:
     sure += [words] if (words := interval_words(change)) else []
     below = ", ".join([f"{number(change.before)} to {number(change.after)}", *sure, f"{change.num} prompts"])
     return tile(title, number(change.change, signed=True), small, below)
-
-
-def _findings(run: Run) -> str:
-    items = "".join(
-        f'<li><span class="mark {finding.level}">{finding.level}</span>'
-        f"<p><strong>{pretty(finding.title)}.</strong> {pretty(finding.text)}</p></li>"
-        for finding in diagnose(run.metrics, run.evaluations, run.config)
-    )
-    return f'<ul class="findings">{items}</ul>' if items else ""
 
 
 def _values(run: Run) -> tuple[str, str]:

@@ -76,6 +76,21 @@ def pair_curves(metrics: Metrics) -> str:
     )
 
 
+def accuracy_curves(metrics: Metrics) -> str:
+    """Charts of how many pairs a reward in training ranks right, in all and in each dimension (HTML)."""
+    keys = {key: None for line in metrics for key in line if key.startswith(("accuracy/", "eval/accuracy/"))}
+    names = dict.fromkeys(key.rpartition("accuracy/")[2] for key in keys)
+    charts = []
+    for name in sorted(names, key=lambda name: name != "mean"):
+        lines = [
+            Line("training pairs", series(metrics, f"accuracy/{name}"), colour=0),
+            Line("held-out pairs", series(metrics, f"eval/accuracy/{name}"), dots=True, colour=1),
+        ]
+        title = "All" if name == "mean" else name.replace("_", " ")
+        charts.append(line_chart(title, lines, note="share ranked right", level=0.5))
+    return _grid(charts)
+
+
 def health_curves(metrics: Metrics) -> str:
     """Charts of what tells a sound run from a broken one: ratio, clipping, KL, gradients, pictures, time (HTML)."""
     ratio = [
@@ -86,6 +101,10 @@ def health_curves(metrics: Metrics) -> str:
         Line("all updates", series(metrics, "clip_fraction"), colour=0),
         Line("before any update", series(metrics, "clip_fraction/before_update"), colour=1),
     ]
+    loss = [
+        Line("training", series(metrics, "loss"), colour=0),
+        Line("held-out pairs", series(metrics, "eval/loss"), dots=True, colour=1),
+    ]
     return _grid(
         [
             line_chart("Ratio", ratio, note="largest deviation from 1", zero=True),
@@ -94,7 +113,7 @@ def health_curves(metrics: Metrics) -> str:
             line_chart(
                 "Gradient norm", [Line("grad_norm", series(metrics, "grad_norm"))], note="before clipping", zero=True
             ),
-            line_chart("Loss", [Line("loss", series(metrics, "loss"))]),
+            line_chart("Loss", loss),
             line_chart("Learning rate", [Line("lr", series(metrics, "lr"))], zero=True),
             _stack(metrics, "gradient_share/", "Gradient share", "of each trained step"),
             line_chart("Error", [Line("error", series(metrics, "error"))], note="of the velocity, unweighted"),

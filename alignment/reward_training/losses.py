@@ -74,7 +74,7 @@ def answer_cells(answers: Tensor, first: Tensor, second: Tensor, label: Tensor) 
 def labels_of_scores(first: Tensor, second: Tensor, tie_eps: float = 0.0) -> Tensor:
     """1, -1 or 0, of the same shape: which score is higher by more than tie_eps; NaN where one is."""
     gap = first - second
-    return torch.where(gap.abs() <= tie_eps, 0.0 * gap, gap.sign())
+    return torch.where(gap.isnan(), torch.nan, torch.where(gap.abs() <= tie_eps, 0.0, gap.sign()))
 
 
 def ranked_right(difference: Tensor, label: Tensor) -> Tensor:

@@ -92,19 +92,21 @@ class YesNoModel(Trainee):
     def answers(self, frames: Sequence[Frames], prompts: Sequence[str]) -> Tensor:
         """(B, 2) log-probabilities of Yes and of No as the first word."""
         self.evaluations += len(frames)
-        return torch.stack([self._answer(*clip) for clip in zip(frames, prompts, strict=True)])
+        words = [self.first_word(*clip) for clip in zip(frames, prompts, strict=True)]
+        return torch.stack(words)[:, self.answer_ids]
 
     def scores(self, frames: Sequence[Frames], prompts: Sequence[str]) -> Tensor:
         """(B, 1) log-odds of Yes against No."""
         found = self.answers(frames, prompts)
         return found[:, :1] - found[:, 1:]
 
-    def _answer(self, frames: Frames, prompt: str) -> Tensor:
+    def first_word(self, frames: Frames, prompt: str) -> Tensor:
+        """(vocabulary,) log-probabilities of the answer's first token."""
         parts = render(self.question, {"prompt": prompt}, {"video": [Frame(pixels) for pixels in frames.pixels]})
         inputs = chat_inputs(self.processor, [Message("user", parts)]).to(self.device, dtype=self.dtype)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.core(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
-        return logits.float().log_softmax(-1)[self.answer_ids]
+        return logits.float().log_softmax(-1)
 
     def save(self, folder: Path) -> Path:
         """Write `judge/`, a whole model for rewards.load("vlm_yes", model=..., template=.../question.txt)."""
