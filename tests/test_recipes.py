@@ -17,7 +17,7 @@ from alignment.config import known_algorithms, load_recipe
 from alignment.gains import compare, decompose
 from alignment.metrics import read_metrics
 from alignment.run import main
-from examples.tiny_world import clips
+from examples.tiny_world import clips, flawed_pairs
 from tests.pipelines import FAMILIES, wan
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     prompts.write_text("a red circle moves left\na small blue square moves up\n", "utf-8")
     small = [f"model.path={world / 'base'}", f"data.prompts={prompts}"]
     clips.make(["--out", str(real), "--num", "4"])
-    found = {"clips": real}
+    found = {"clips": real, "flawed": folder / "flawed.jsonl"}
+    flawed_pairs.make(["--out", str(found["flawed"]), "--num", "12"])
     for kind, how, labels in (
         ("guided", ["--guided", str(real)], ["--segments", "0.5"]),
         ("candidates", ["--candidates", "3"], []),
@@ -74,8 +75,12 @@ def made_first(path: Path, made: dict[str, Path]) -> list[str]:
     recipe = load_recipe(path)
     found = [f"algorithm.experts.{name}={made['expert']}" for name in getattr(recipe.algorithm, "experts", {})]
     if named := recipe.data.preferences:
-        kind = next(kind for kind in ("guided", "candidates", "clips") if kind in named)
-        found.append(f"data.preferences={made[kind if path in TINY else f'{kind} as videos']}")
+        kind = next(kind for kind in ("guided", "candidates", "clips", "flawed") if kind in named)
+        pairs = made[kind if path in TINY else f"{kind} as videos"]
+        found.append(f"data.preferences={pairs}")
+        if recipe.data.held_out:
+            one_label = ["algorithm.dimensions=[Overall]"] if kind == "candidates" else []
+            found += [f"data.held_out={pairs}", *one_label]
     return found
 
 
@@ -117,7 +122,7 @@ def test_tiny_recipe_runs(path: Path, tmp_path: Path, made: dict[str, Path]) -> 
             small.append(f"algorithm.{key}={value}")
     assert main([str(path), *small, f"output={tmp_path / 'run'}"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [row["iteration"] for row in rows] == [1, 2]
+    assert [row["iteration"] for row in rows if row["iteration"]] == [1, 2]  # 0: of a reward that is trained
     # Another number of rows rounds otherwise: exactly 0 where a replay holds those of its rollout.
     assert all(row.get("ratio/first_deviation", 0) < 1e-6 for row in rows)
     for name in ("config.yaml", "report.html", "lora/pytorch_lora_weights.safetensors", "samples/000002/00.mp4"):

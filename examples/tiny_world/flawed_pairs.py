@@ -1,10 +1,11 @@
 """Pairs of clips with planted flaws, encoded by the tiny world's pipeline: what a reward on its latents learns from.
 
-    python -m examples.tiny_world.flawed_pairs --out runs/tiny_flawed      # two minutes on one CPU core
+    python -m examples.tiny_world.flawed_pairs --out runs/tiny_flawed/train.jsonl          # two minutes on one CPU core
+    python -m examples.tiny_world.flawed_pairs --out runs/tiny_flawed/held_out.jsonl --num 512 --seed 1
 
 Both clips of a pair are meant to show what its prompt says, each with flaws of its own: noise, blur and faded colours
 (VQ), jitter and stutter (MQ), wrong attributes (TA); the one with fewer of a kind is the better one of that dimension.
-train.jsonl and held_out.jsonl are preference files, of latents; no video is written, whose compression would be a flaw.
+The preference file names latents, in a folder beside it; no video is written, whose compression would be a flaw.
 
     N pairs, F frames
 """
@@ -64,18 +65,14 @@ def misled(sprites: world.Sprites, count: Tensor, generator: torch.Generator) ->
 
 def make(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--num", type=int, default=2048, help="pairs to train on (2048)")
-    parser.add_argument("--held-out", type=int, default=512, help="pairs that are not (512)")
+    parser.add_argument("--out", type=Path, required=True, metavar="PAIRS.jsonl")
+    parser.add_argument("--num", type=int, default=2048, help="pairs (2048)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    base = Path(__file__).parent / "base"
-    pipe = diffusers.DiffusionPipeline.from_pretrained(base)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(Path(__file__).parent / "base")
     pipe.set_progress_bar_config(disable=True)
     encoder = Encoder(pipe, prompt="a red circle", **CALL)
-    generator = torch.Generator().manual_seed(options.seed)
-    for name, num in (("train", options.num), ("held_out", options.held_out)):
-        write(options.out / f"{name}.jsonl", num, encoder, generator)
+    write(options.out, options.num, encoder, torch.Generator().manual_seed(options.seed))
 
 
 @torch.no_grad()
