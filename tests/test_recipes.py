@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from alignment import annotate, generate
 from alignment.checkpoint import checkpoints, load_state
-from alignment.config import known_algorithms, load_recipe
+from alignment.config import known_algorithms, load_recipe, trains_reward
 from alignment.gains import compare, decompose
 from alignment.metrics import read_metrics
 from alignment.run import main
@@ -125,7 +125,10 @@ def test_tiny_recipe_runs(path: Path, tmp_path: Path, made: dict[str, Path]) -> 
     assert [row["iteration"] for row in rows if row["iteration"]] == [1, 2]  # 0: of a reward that is trained
     # Another number of rows rounds otherwise: exactly 0 where a replay holds those of its rollout.
     assert all(row.get("ratio/first_deviation", 0) < 1e-6 for row in rows)
-    for name in ("config.yaml", "report.html", "lora/pytorch_lora_weights.safetensors", "samples/000002/00.mp4"):
+    left = ["lora/pytorch_lora_weights.safetensors", "samples/000002/00.mp4"]
+    if trains_reward(load_recipe(path)):
+        left = ["latent_reward/weights.safetensors"]
+    for name in ("config.yaml", "report.html", *left):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
 
