@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, command: str) -> int:
     """Check everything, score what is not scored yet, count, and write. Raises: UserError, TrainingStopped."""
+    import torch
     from rich.console import Console
 
     from alignment.distributed import Processes
@@ -80,7 +81,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     if options.out:
         check_plot()
     found = read_benchmark(options.data, options.format, options.media, options.allow_missing, options.cache / "media")
-    processes, console = Processes(), Console(highlight=False, markup=False, soft_wrap=True)
+    processes = Processes(cpu=not torch.cuda.is_available())
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     contents, outcomes = hashes(found), []
     try:
         for argument in asked.values():

@@ -6,7 +6,6 @@ its two totals are what each clip won against the other.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,13 +75,15 @@ def score(
     mark = fingerprint(described)
     kept = ScoreCache(cache, argument.name, described, mark)
     scope, reward = kept.scope, None
+    processes.wait()  # before it is written, so that all see the same
     if scope is None:
         reward = load_all({argument.name: argument})[argument.name]
         scope = reward.scope
         if processes.is_main:
             kept.start(scope)
         processes.wait()
-    units = _units(found, contents, scope)
+    keys = pair_keys(found, contents, scope)
+    units = _units(found, keys)
     there = kept.read().readings
     left = [key for key in units if key not in there]
     processes.wait()  # before anything is written, so that all see the same left
@@ -99,7 +100,6 @@ def score(
     for key in (key for key in units if key not in readings):
         names = " and ".join(found.items[place].name for place in units[key])
         failed[names] = reasons.get(key, "not scored")
-    keys = [_keys(found, contents, scope, pair) for pair in found.pairs]
     both = [_both([readings.get(key) for key in pair]) for pair in keys]
     return Scored(argument, described, mark, scope, both, failed, len(units) - len(left), len(left))
 
@@ -111,24 +111,22 @@ def _both(found: Sequence[list[Reading] | None]) -> tuple[Reading, Reading] | No
     return first, second
 
 
-def _keys(found: Benchmark, contents: Sequence[str], scope: str, pair: Any) -> list[str]:
-    """Of a pair: one for each clip, or one for both."""
-    each = [
-        [contents[place], found.items[place].prompt, found.items[place].fps, dict(found.items[place].meta)]
-        for place in (pair.a, pair.b)
-    ]
-    return [_key(part) for part in each] if scope == "clip" else [_key(each)]
+def pair_keys(found: Benchmark, contents: Sequence[str], scope: str) -> list[list[str]]:
+    """Of each pair what its scores are kept by: one key for each clip, or one for both."""
+    items = zip(contents, found.items, strict=True)
+    identities = [[content, item.prompt, item.fps, dict(item.meta)] for content, item in items]
+    if scope == "clip":
+        keys = [fingerprint(identity) for identity in identities]
+        return [[keys[pair.a], keys[pair.b]] for pair in found.pairs]
+    return [[fingerprint([identities[pair.a], identities[pair.b]])] for pair in found.pairs]
 
 
-def _key(identity: Any) -> str:
-    return fingerprint(json.loads(json.dumps(identity, default=str)))
-
-
-def _units(found: Benchmark, contents: Sequence[str], scope: str) -> dict[str, Unit]:
+def _units(found: Benchmark, keys: Sequence[Sequence[str]]) -> dict[str, Unit]:
+    """Key -> the clips that are scored together."""
     units: dict[str, Unit] = {}
-    for pair in found.pairs:
-        places = [(pair.a,), (pair.b,)] if scope == "clip" else [(pair.a, pair.b)]
-        for key, unit in zip(_keys(found, contents, scope, pair), places, strict=True):
+    for pair, names in zip(found.pairs, keys, strict=True):
+        places = [(pair.a,), (pair.b,)] if len(names) == 2 else [(pair.a, pair.b)]
+        for key, unit in zip(names, places, strict=True):
             units.setdefault(key, unit)
     return units
 
