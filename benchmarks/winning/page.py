@@ -18,12 +18,13 @@ from .models import BASE
 from .plot import Scores
 from .rates import Change, Rate
 from .scoring import OVERALL
-from .summary import Comparison, Row, better, rate_words
+from .summary import Comparison, Row, better, rate_words, shown
 from .vbench import RANGES, VBenchScores
 from .videos import Video, paths_of
 
 COLOUR = {TRAINED: 1, INDEPENDENT: 0}  # of the page's colours; others are grey
 GREY = 5
+MAX_TILES = 8
 MAX_PAIRS = 8
 MAX_BYTES = 24 * 2**20  # of all embedded videos, before base64 makes them a third larger
 
@@ -53,7 +54,7 @@ def render(
     for comparison, each in zip(comparisons, scores, strict=True):
         of = f": {comparison.name}" if len(comparisons) > 1 else ""
         parts += [
-            section(f"Win rates{of}", _legend() + bars(_bars(comparison.rows)), _bars_note()),
+            section(f"Win rates{of}", _legend() + bars(_bars(shown(comparison.rows))), _bars_note()),
             section(f"What this says{of}", findings(comparison.findings)),
             section(f"Side by side{of}", *_pairs(comparison, each, videos, out)),
             section(f"Scores{of}", _histograms(each), "Of all videos; dashed: the mean."),
@@ -75,9 +76,9 @@ def _tiles(comparisons: Sequence[Comparison]) -> str:
     rows.sort(key=lambda pair: pair[1].relation != INDEPENDENT)
     several = len(comparisons) > 1
     tiles = []
-    for name, row in rows[:4]:
+    for name, row in rows[:MAX_TILES]:
         label = f"{row.judge}, {row.relation}" + (f": {name}" if several else "")
-        between = f"95 % {row.rate.low:.0%} to {row.rate.high:.0%}" if finite(row.rate.low) else "no interval"
+        between = f"{100 * row.rate.low:.0f} to {100 * row.rate.high:.0f}" if finite(row.rate.low) else "no interval"
         tiles.append(tile(label, percent(row.rate.rate), "won", f"{between}, p {p_words(row.rate.p)}"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from alignment.gains import finite
 from .charts import BINS
 from .judges import INDEPENDENT, TRAINED
 from .scoring import OVERALL
-from .summary import Comparison, rate_words
+from .summary import Comparison, Row, rate_words, shown
 
 COLOURS = {TRAINED: "#e07b16", INDEPENDENT: "#2563c9"}  # others are grey
 BASE_COLOUR, TUNED_COLOUR = "#8a93a3", "#2563c9"
@@ -21,26 +22,27 @@ Scores = Mapping[str, tuple[np.ndarray, np.ndarray]]  # judge -> base's and tune
 
 
 def plot(comparisons: Sequence[Comparison], scores: Sequence[Scores], path: Path) -> None:
-    """One row a tuned model: bars on the left, histograms of judges that score on the right."""
+    """Of each tuned model its bars, and below them the histograms of the judges that score."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
     across = max(1, min(MAX_HISTOGRAMS, max(len(each) for each in scores)))
-    tall = [max(2.4, 0.36 * len(comparison.rows) + 1.2) for comparison in comparisons]
-    figure = plt.figure(figsize=(7.5 + 2.5 * across, sum(tall)), layout="constrained")
-    grid = figure.add_gridspec(len(comparisons), 1 + across, height_ratios=tall, width_ratios=[2.6] + [1] * across)
-    for row, (comparison, each) in enumerate(zip(comparisons, scores, strict=True)):
-        _bars(figure.add_subplot(grid[row, 0]), comparison)
+    rows = [shown(comparison.rows) for comparison in comparisons]
+    tall = [height for each in rows for height in (0.27 * len(each) + 0.7, 1.9)]
+    figure = plt.figure(figsize=(max(8.0, 2.3 * across), sum(tall)), layout="constrained")
+    grid = figure.add_gridspec(len(tall), across, height_ratios=tall)
+    for i, (comparison, each) in enumerate(zip(comparisons, scores, strict=True)):
+        _bars(figure.add_subplot(grid[2 * i, :]), comparison.name, rows[i])
         for column, (judge, values) in enumerate(list(each.items())[:across]):
-            _histogram(figure.add_subplot(grid[row, 1 + column]), judge, *values, legend=column == 0)
+            _histogram(figure.add_subplot(grid[2 * i + 1, column]), judge, *values, legend=column == 0)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def _bars(axis, comparison: Comparison) -> None:
-    rows = comparison.rows[::-1]
+def _bars(axis: Any, name: str, rows: Sequence[Row]) -> None:
+    rows = rows[::-1]
     for y, row in enumerate(rows):
         total, rate = row.dim == OVERALL, row.rate
         if finite(rate.rate):
@@ -54,11 +56,11 @@ def _bars(axis, comparison: Comparison) -> None:
     axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.set(xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1], ylim=(-0.6, len(rows) - 0.4))
     axis.set_xticklabels(["0%", "25%", "50%", "75%", "100%"], fontsize=8)
-    axis.set_title(f"{comparison.name}: pairs won against the base, 95 % intervals", fontsize=10, loc="left")
+    axis.set_title(f"{name}: pairs won against the base, 95 % intervals of prompts", fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _histogram(axis, judge: str, base: np.ndarray, tuned: np.ndarray, legend: bool) -> None:
+def _histogram(axis: Any, judge: str, base: np.ndarray, tuned: np.ndarray, legend: bool) -> None:
     base, tuned = base[np.isfinite(base)], tuned[np.isfinite(tuned)]
     every = np.concatenate([base, tuned])
     if len(every):

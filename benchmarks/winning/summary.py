@@ -102,6 +102,11 @@ def measured(name: str, answers: Answers, videos: Sequence[Video]) -> dict[str, 
     return {column: moved for column, moved in found.items() if moved.pairs}
 
 
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """Rows that a chart has something to say about: not the dimensions in which every pair ties."""
+    return [row for row in rows if row.dim == OVERALL or row.rate.wins or row.rate.losses]
+
+
 def better(rate: Rate) -> int:
     """1 where the tuned model surely wins more than half, -1 where it surely wins less, 0 where neither is sure."""
     return int(rate.low > 0.5) - int(rate.high < 0.5)
@@ -169,6 +174,10 @@ def about_judges(totals: Sequence[Row]) -> list[Finding]:
         if row.rate.masked:
             text = f"{row.rate.masked} of {row.rate.masked + _pairs(row.rate)} pairs had no answer and do not count."
             found.append(Finding("note", f"{row.judge} was not always able to judge", text))
+    unsure = [row for row in strangers if not better(row.rate)]
+    if unsure:
+        text = f"Level within what so many prompts can tell: {_listed(unsure)}. More prompts would tell more."
+        found.append(Finding("note", "No sure difference", text))
     if strangers and all(better(row.rate) > 0 for row in strangers):
         text = f"It wins {_listed(strangers)}; none of these had a part in training."
         found.append(Finding("good", "Strangers agree", text))

@@ -47,8 +47,12 @@ def test_winning_by_the_training_judge_alone_is_a_suspicion() -> None:
             "Strangers agree",
         ),
         ([("independent", LOSS)], "tuned got worse", "A stranger prefers the base"),
-        ([("independent", LEVEL), ("trained on", WIN)], "Nothing shows that a stranger would tell", None),
-        ([("independent", LEVEL), ("independent", WIN)], "tuned got better for some strangers", None),
+        (
+            [("independent", LEVEL), ("trained on", WIN)],
+            "Nothing shows that a stranger would tell",
+            "No sure difference",
+        ),
+        ([("independent", LEVEL), ("independent", WIN)], "tuned got better for some strangers", "No sure difference"),
         (
             [("trained on", WIN), ("related", WIN)],
             "Whether a stranger would",
@@ -58,14 +62,14 @@ def test_winning_by_the_training_judge_alone_is_a_suspicion() -> None:
         ([("independent", WIN), ("trained on", LEVEL)], "tuned got better", "Training did not show"),
     ],
 )
-def test_verdicts(rows: list[tuple[str, Rate]], start: str, title: str | None) -> None:
+def test_verdicts(rows: list[tuple[str, Rate]], start: str, title: str) -> None:
     rows = [row(f"judge{i}", *given) for i, given in enumerate(rows)]
     assert verdict("tuned", rows).startswith(start)
-    assert (title in titles(*rows)) if title else not titles(*rows)
+    assert title in titles(*rows)
 
 
 def test_pairs_without_an_answer_are_told() -> None:
-    (finding,) = about_judges([row("clip", "independent", LEVEL._replace(masked=2))])
+    (finding,) = about_judges([row("clip", "related", LEVEL._replace(masked=2)), row("hps", "independent", WIN)])[:1]
     assert "2 of 5 pairs" in finding.text
 
 
