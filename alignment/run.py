@@ -108,7 +108,9 @@ def _prepare_pipeline(session: Run) -> None:
         look_at_pipeline(policy, recipe.algorithm, prompts[0])
         session.given.prepare()
     if recipe.model.drop_encoders:
-        policy.release_encoders([p.text for p in [*prompts, *session.evaluation_prompts]])
+        held_out = session.given.records(recipe.data.held_out) if recipe.data.held_out else []
+        every = [*prompts, *session.evaluation_prompts, *(record.prompt for record in held_out)]
+        policy.release_encoders([prompt.text for prompt in every])
 
 
 def train(session: Run) -> None:

@@ -14,13 +14,16 @@ from alignment.config import load_recipe
 from alignment.data import Group, read_preferences, save_latent
 from alignment.distributed import Processes
 from alignment.errors import UserError
+from alignment.latent_reward import LatentReward
 from alignment.latent_reward.accuracy import share
 from alignment.latent_reward.model import WEIGHTS
 from alignment.metrics import read_metrics
 from alignment.pairs import example_of
 from alignment.preference import batches
 from alignment.run import main, prepare
-from tests.alignment.preference_data import PROMPTS, ran, recipe_for, write_recipe, write_rows
+from benchmarks import latent_reward as figure
+from samplers import seed_for
+from tests.alignment.preference_data import PAIRS, PROMPTS, ran, recipe_for, write_recipe, write_rows
 from tests.alignment.tiny import shake
 
 ALGORITHM = {"name": "latent_reward", "layer": 1, "dimensions": ["look", "Overall"], "batch_size": 3, "head_lr": 3e-3}
@@ -107,6 +110,18 @@ def batch_of(session, exchanged=False):
     return batch
 
 
+def test_held_out_prompts_are_embedded_before_the_encoders_go(recipe, preferences, tmp_path):
+    rows = [json.loads(line) for line in (preferences / "latents.jsonl").read_text("utf-8").splitlines()]
+    for row in rows[:2]:
+        row["prompt"] = "a prompt of its own"
+        for member in "ab":
+            row[member]["latent"] = str(preferences / row[member]["latent"])
+    held_out = write_rows(tmp_path / "held_out.jsonl", rows[:2])
+    loaded = session_of(recipe, "model.drop_encoders=true", f"data.held_out={held_out}")
+    assert loaded.policy.pipe.text_encoder is None
+    assert latent_reward.evaluate(loaded, 0)["eval/accuracy/mean"] >= 0
+
+
 def test_members_share_level_and_noise(session):
     batch = batch_of(session)
     state, clean = batch.trajectory.steps[0].x.unflatten(0, (2, 2)), batch.clean.unflatten(0, (2, 2))
@@ -163,6 +178,28 @@ def test_learns_what_tells_pairs_apart(tmp_path, base, preferences):
     last = read_metrics(folder / "metrics.jsonl")[-1]
     assert last["loss"] < 0.3
     assert last["eval/accuracy/levels_0.00_0.25"] == last["eval/accuracy/levels_0.25_0.50"] == 1
+
+
+def test_accuracy_by_level(alone, preferences, tmp_path, capsys):
+    """The command's shares against members scored one by one: four decided pairs, and a tie."""
+    out = tmp_path / "figure"
+    arguments = [f"tiny={alone}", "--pairs", str(preferences / "latents.jsonl"), "--out", str(out)]
+    assert figure.main([*arguments, "--levels", "0.3", "--batch", "2"]) == 0
+    record = json.loads(out.with_suffix(".json").read_text("utf-8"))
+    assert record["versions"]
+    assert out.with_suffix(".png").stat().st_size > 0
+    reward, right = LatentReward.load(alone), []
+    for row, (prompt, scores, _) in enumerate(PAIRS):
+        noise = torch.Generator().manual_seed(seed_for("latent_reward", 0.3, row))
+        states = [load_file(preferences / f"latent/{2 * row + i}.safetensors")["state"] for i in range(2)]
+        noise = torch.randn(states[0].shape, generator=noise)
+        a, b = (float(reward.score((0.7 * x + 0.3 * noise)[None], 0.3, [PROMPTS[prompt]])[0, 0]) for x in states)
+        if scores[0] != scores[1]:
+            right.append((a > b) == (scores[0] > scores[1]))
+    (found,) = record["runs"]["tiny"]["look"]
+    assert (found["level"], found["pairs"], found["accuracy"]) == (0.3, 4, sum(right) / 4)
+    assert figure.main([f"tiny={tmp_path}", *arguments[1:]]) == 2
+    assert "holds no reward.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
