@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from alignment.generation import write_video
+from benchmarks import tiny_pairs
 from benchmarks.accuracy.data import Benchmark, Item, Pair
 from benchmarks.accuracy.fingerprints import describe, fingerprint
 from benchmarks.accuracy.protocols import behind, evaluate, headline, note_on, source_of
+from benchmarks.accuracy.readers import read_benchmark
 from benchmarks.reward_accuracy import main
 from examples.tiny_world import world
+from examples.tiny_world.flawed_pairs import draw
 from rewards.arguments import RewardArgument
 
 NUM = 6
@@ -214,3 +217,15 @@ def test_which_number_answers_which_question():
     assert headline(answers) == 1 / 2
     other = evaluate(found, readings([1, 1]), "realisable")
     assert behind(other, answers, found.prompts)[0] == -1 / 2
+
+
+def test_pairs_with_planted_flaws(tmp_path):
+    """The video with fewer flaws of a kind is better in it, the one with fewer in all is better overall."""
+    assert tiny_pairs.main(["--out", str(tmp_path), "--num", "3", "--seed", "1"]) == 0
+    _, _, flaws = draw(3, torch.Generator().manual_seed(1))
+    found = read_benchmark(tmp_path / "pairs.csv")
+    assert (found.format, len(found.items)) == ("video_align", 6)
+    more = (flaws[:, 1] - flaws[:, 0]).sign().tolist()
+    assert [[pair.labels[dim] for dim in ("VQ", "MQ", "TA")] for pair in found.pairs] == more
+    overall = (flaws[:, 1].sum(-1) - flaws[:, 0].sum(-1)).sign().tolist()
+    assert [pair.labels["Overall"] for pair in found.pairs] == overall
