@@ -192,7 +192,7 @@ def looked_at(
     """The frames that are looked at, in the size that the model takes.
 
     Args:
-        video: (F, 3, H, W) in [0, 1].
+        video: (F, 3, H, W) in [0, 1], or bytes.
         fps: its rate.
         factor: what the sides of a frame are multiples of.
     Returns: (T, 3, h, w) bytes as float, and the seconds from one frame to the next.
@@ -203,7 +203,9 @@ def looked_at(
         size = smart_resize(*video.shape[-2:], factor, look.min_pixels, look.max_pixels)
     except ValueError as error:
         raise RewardError(f"reward video_reward: {error}") from error
-    return resized(video[chosen].to(device), *size), (chosen[-1] - chosen[0]) / (len(chosen) - 1) / fps
+    frames = video[chosen].to(device)  # before they become floats: a film of bytes may be long
+    frames = frames if frames.is_floating_point() else frames.float() / 255
+    return resized(frames, *size), (chosen[-1] - chosen[0]) / (len(chosen) - 1) / fps
 
 
 def weights_of(weights: Sequence[float] | None, dimensions: Sequence[str]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rewards.video_files import read_video
 
-Prepare = Callable[[Tensor, float], tuple[Tensor, float]]  # (F, 3, H, W) in [0, 1], its rate -> frames, see `Frames`
+Prepare = Callable[[Tensor, float], tuple[Tensor, float]]  # (F, 3, H, W) uint8, its rate -> frames, see `Frames`
 
 
 class Frames(NamedTuple):
@@ -67,7 +67,7 @@ class FrameCache:
         except (OSError, SafetensorError):  # not there, or damaged by a crash of the machine
             pass
         frames, rate = read_video(video, fps)
-        pixels, seconds = self.prepare(frames.float() / 255, rate)
+        pixels, seconds = self.prepare(frames, rate)
         made = Frames(pixels.byte(), seconds)
         size = made.pixels.numel() + 256
         if self.held + size <= self.limit:

@@ -128,7 +128,7 @@ def check_prompt(processor: Any, prompt: str) -> None:
 def evenly(video: Tensor, fps: float, count: int) -> tuple[Tensor, float]:
     """The frames that a judge is shown, as bytes in their own size."""
     chosen = frame_indices(len(video), count)
-    return (video[chosen] * 255).round(), (len(video) - 1) / max(1, len(chosen) - 1) / fps
+    return video[chosen], (len(video) - 1) / max(1, len(chosen) - 1) / fps
 
 
 def open_processor(path: str) -> Any:
