@@ -14,9 +14,9 @@ The head has a query for each dimension, and is told the level. Here pairs are a
 single videos are not. What a run leaves: see latent_reward/model.py.
 
 Logs: loss, accuracy (share of decided pairs ranked right, at drawn levels), accuracy/<dimension>, difference (size of
-the difference of scores). Evaluations: eval/accuracy/mean,
-eval/accuracy/<dimension>, eval/accuracy/levels_<low>_<high> with /low and /high, Wilson's 95 % interval over pairs, and
-eval/accuracy/<dimension>/levels_<low>_<high>, on data.held_out, every pair once in each quarter of the levels.
+the difference of scores). Evaluations, on data.held_out, every pair once in each quarter of the levels:
+eval/accuracy/mean, eval/accuracy/<dimension>, eval/levels_<low>_<high>/<dimension> and eval/levels_<low>_<high>/mean
+with /low and /high, Wilson's 95 % interval over pairs.
 """
 
 from __future__ import annotations
@@ -180,12 +180,10 @@ def evaluate(run: Run, iteration: int) -> dict[str, float]:
     for d, name in enumerate(names):
         metrics[f"eval/accuracy/{name}"] = float(found[:, :, d].nanmean())
     for bucket in range(BUCKETS):
-        levels = f"levels_{bucket / BUCKETS:.2f}_{(bucket + 1) / BUCKETS:.2f}"
+        levels = f"eval/levels_{bucket / BUCKETS:.2f}_{(bucket + 1) / BUCKETS:.2f}"
         of_all = share(found[:, bucket].nanmean(1))
-        metrics[f"eval/accuracy/{levels}"] = of_all.mean
-        metrics[f"eval/accuracy/{levels}/low"], metrics[f"eval/accuracy/{levels}/high"] = of_all.low, of_all.high
-        for d, name in enumerate(names):
-            metrics[f"eval/accuracy/{name}/{levels}"] = float(found[:, bucket, d].nanmean())
+        metrics |= {f"{levels}/mean": of_all.mean, f"{levels}/mean/low": of_all.low, f"{levels}/mean/high": of_all.high}
+        metrics |= {f"{levels}/{name}": float(found[:, bucket, d].nanmean()) for d, name in enumerate(names)}
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,13 @@ def accuracy_curves(metrics: Metrics) -> str:
         ]
         title = "All" if name == "mean" else name.replace("_", " ")
         charts.append(line_chart(title, lines, note="share ranked right", level=0.5))
+    ranges = sorted({key for line in metrics for key in line if re.fullmatch(r"eval/levels_[\d._]+/mean", key)})
+    levels = [
+        Line(key.split("/")[1].removeprefix("levels_").replace("_", " to "), series(metrics, key), dots=True, colour=i)
+        for i, key in enumerate(ranges)
+    ]
+    if levels:  # of a reward on noised latents
+        charts.append(line_chart("By noise level", levels, note="held-out pairs ranked right", level=0.5))
     return _grid(charts)
 
 
