@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from alignment.data import Pair
     from alignment.latent_reward import LatentReward
 
-LEVELS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
+LEVELS = (0.02, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98)
 COLOURS = ("#2563c9", "#e07b16", "#2f9e58", "#a0439a", "#8a93a3")
 MEAN = "mean"
 
