@@ -71,6 +71,7 @@ def _histogram(axis: Any, judge: str, base: np.ndarray, tuned: np.ndarray, legen
                 axis.axvline(values.mean(), color=colour, ls="--", lw=1.2)
     axis.set_title(judge, fontsize=9, loc="left")
     axis.tick_params(labelsize=7)
+    axis.locator_params(axis="x", nbins=4)
     axis.set_yticks([])
     axis.spines[["top", "right", "left"]].set_visible(False)
     if legend and len(every):
