@@ -67,11 +67,11 @@ def run(options: argparse.Namespace, command: str) -> int:
     from rich.console import Console
 
     from alignment.distributed import Processes
-    from benchmarks.accuracy.output import Outcome, margins, ranking, record, write, write_text
-    from benchmarks.accuracy.page import page_of
-    from benchmarks.accuracy.plot import check_plot, plot
+    from benchmarks.accuracy.output import Outcome, ranking
+    from benchmarks.accuracy.plot import check_plot
     from benchmarks.accuracy.protocols import evaluate
     from benchmarks.accuracy.readers import read_benchmark
+    from benchmarks.accuracy.report import write_report
     from benchmarks.accuracy.scoring import hashes, score
     from benchmarks.accuracy.terminal import show
     from rewards.contract import RewardError
@@ -99,22 +99,10 @@ def run(options: argparse.Namespace, command: str) -> int:
     if processes.is_main:
         show(found, ranking(outcomes), console)
         if options.out:
-            result = record(found, outcomes, command, options.ties)
-            write_text(options.out / "margins.jsonl", margins(found, outcomes))
-            write(options.out / "accuracy.png", lambda path: plot(found, ranking(outcomes), path))
-            write_text(options.out / "accuracy.html", page_of(found, ranking(outcomes), result))
-            write_json(options.out / "accuracy.json", result)
+            write_report(options.out, found, outcomes, command, options.ties)
             console.print(f"written: {options.out}/accuracy.json, .html, .png, margins.jsonl")
     processes.close()
     return 0
-
-
-def write_json(path: Path, result: dict) -> None:
-    import json
-
-    from benchmarks.accuracy.output import write_text
-
-    write_text(path, json.dumps(result, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _rewards(texts: Sequence[str]) -> dict:

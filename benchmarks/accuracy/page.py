@@ -82,12 +82,10 @@ def page_of(found: Benchmark, ranked: Sequence[Outcome], result: Mapping[str, An
 
 
 def _lead(found: Benchmark, ranked: Sequence[Outcome]) -> str:
-    best = ranked[0]
-    words = f"{coverage(found)}. {best.name} agrees with people in {share(headline(best.answers))} %"
-    if len(ranked) > 1:
-        worst = ranked[-1]
-        words += f", {worst.name} in {share(headline(worst.answers))} %"
-    return f"{words}."
+    figures = [(outcome.name, share(headline(outcome.answers))) for outcome in ranked]
+    said = [f"{name} agrees with people in {value} %" for name, value in figures if value]
+    ends = said if len(said) < 3 else [said[0], said[-1]]
+    return ". ".join([coverage(found), *([", ".join(ends)] if ends else [])]) + "."
 
 
 def _tiles(found: Benchmark, ranked: Sequence[Outcome]) -> str:
