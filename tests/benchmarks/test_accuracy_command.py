@@ -20,21 +20,26 @@ from examples.tiny_world import world
 from examples.tiny_world.flawed_pairs import draw
 from rewards.arguments import RewardArgument
 
-NUM = 6
+NUM = 4
 REWARDS = """
 from pathlib import Path
+import torch
 from rewards import Clip
 from rewards.sprite import sprite_motion
 
 
+def right(videos, prompts):
+    return sprite_motion()([Clip(video, prompt) for video, prompt in zip(videos, prompts)]).total
+
+
 def against(videos, prompts):
-    return -sprite_motion()([Clip(video, prompt) for video, prompt in zip(videos, prompts)]).total
+    return -right(videos, prompts)
 
 
-def noise(videos, prompts):
+def moody(videos, prompts):
     with Path(__file__).with_name("calls.txt").open("a") as calls:
         calls.write("x" * len(videos))
-    return (videos.double().sum((1, 2, 3, 4)) * 3e3 % 1).float()
+    return right(videos, prompts) * torch.tensor([1 if len(prompt) % 2 else -1 for prompt in prompts])
 """
 
 
@@ -42,7 +47,7 @@ def noise(videos, prompts):
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of a sprite that moves as its prompt says and the same one the other way; every second pair is swapped."""
     folder = tmp_path_factory.mktemp("pairs")
-    sprites = world.sample(NUM, torch.Generator().manual_seed(0))
+    sprites = world.sample(NUM, torch.Generator().manual_seed(4))
     opposite = torch.where(sprites.direction < 4, sprites.direction ^ 1, 11 - sprites.direction)
     videos = [world.render(sprites), world.render(sprites._replace(direction=opposite))]
     lines = ["path_A,path_B,prompt,MQ,Overall"]
@@ -64,26 +69,27 @@ def calls(data: Path) -> int:
 
 def test_rewards_are_ranked_and_everything_is_written(data, tmp_path):
     mine = data / "mine.py"
-    arguments = ["--data", str(data / "pairs.csv"), "--reward", f"{mine}:against", "--reward", f"{mine}:noise"]
+    arguments = ["--data", str(data / "pairs.csv"), "--reward", f"{mine}:against", "--reward", f"{mine}:moody"]
     arguments += ["--reward", "sprite_motion", "--reward", "judge=win_rate:judge=sprite_motion"]
     out = tmp_path / "out"
     assert main([*arguments, "--out", str(out), "--cache", str(data / "cache"), "--batch", "4"]) == 0
     result = json.loads((out / "accuracy.json").read_text("utf-8"))
     assert result["command"].startswith("python -m benchmarks.reward_accuracy --data ")
     assert {"versions", "date", "protocol"} <= result.keys()
-    assert result["data"]["labels"]["Overall"] == {"first": 2, "second": 3, "tie": 1, "invalid": 0}
+    assert result["data"]["labels"]["Overall"] == {"first": 1, "second": 2, "tie": 1, "invalid": 0}
     rewards = {reward["name"]: reward for reward in result["rewards"]}
-    assert [reward["name"] for reward in result["rewards"]] == ["sprite_motion", "judge", "noise", "against"]
+    assert [reward["name"] for reward in result["rewards"]] == ["sprite_motion", "judge", "moody", "against"]
     overall = {name: reward["dimensions"]["Overall"] for name, reward in rewards.items()}
     assert overall["sprite_motion"]["without_ties"]["accuracy"] == 1
     assert overall["against"]["without_ties"]["accuracy"] == 0
     assert rewards["against"]["behind_first"][0] == -1
-    # A win or a loss says less than a number: the tie cannot be told from the others, so that 5 of 6 are right.
-    assert overall["judge"]["with_ties"]["accuracy"] == 5 / 6
+    # A win or a loss says less than a number: the tie cannot be told from the others, so that 3 of 4 are right.
+    assert overall["judge"]["with_ties"]["accuracy"] == 3 / 4
     rows = [json.loads(line) for line in (out / "margins.jsonl").read_text("utf-8").splitlines()]
     assert {row["margins"]["judge"]["Overall"] for row in rows} == {1, -1}
-    right = [row["labels"]["MQ"] * row["margins"]["noise"]["MQ"] > 0 for row in rows]
-    assert rewards["noise"]["dimensions"]["MQ"]["without_ties"]["accuracy"] == pytest.approx(sum(right) / NUM)
+    right = sum(len(row["prompt"]) % 2 for row in rows)
+    assert 0 < right < NUM
+    assert rewards["moody"]["dimensions"]["MQ"]["without_ties"]["accuracy"] == right / NUM
     page = (out / "accuracy.html").read_text("utf-8")
     assert page.count("data:image/jpeg;base64,") > 2
     assert "<script" not in page
@@ -93,7 +99,7 @@ def test_rewards_are_ranked_and_everything_is_written(data, tmp_path):
 
 def test_what_is_scored_is_not_scored_again(data, tmp_path):
     """Also for another table of the same media; a line that a crash has torn is scored again, and nothing else."""
-    arguments = ["--reward", f"{data / 'mine.py'}:noise", "--cache", str(tmp_path / "cache")]
+    arguments = ["--reward", f"{data / 'mine.py'}:moody", "--cache", str(tmp_path / "cache")]
     before = calls(data) if (data / "calls.txt").exists() else 0
     assert main(["--data", str(data / "pairs.csv"), *arguments]) == 0
     assert calls(data) - before == 2 * NUM
@@ -102,14 +108,14 @@ def test_what_is_scored_is_not_scored_again(data, tmp_path):
     (data / "pairs.jsonl").write_text(json.dumps(pair), "utf-8")
     assert main(["--data", str(data / "pairs.jsonl"), *arguments]) == 0
     assert calls(data) - before == 2 * NUM
-    (scores,) = (tmp_path / "cache").glob("noise-*/scores-*.jsonl")
+    (scores,) = (tmp_path / "cache").glob("moody-*/scores-*.jsonl")
     scores.write_bytes(scores.read_bytes()[:-9])
     assert main(["--data", str(data / "pairs.csv"), *arguments]) == 0
     assert calls(data) - before == 2 * NUM + 1
 
 
 def test_media_that_cannot_be_read(data, tmp_path, capsys):
-    """One of 12 may fail where --max-failed allows it; its pair counts as wrong. Mended, it is scored."""
+    """One of 8 may fail where --max-failed allows it; its pair counts as wrong. Mended, it is scored."""
     for file in data.glob("*.mp4"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     whole = (tmp_path / "1A.mp4").read_bytes()
@@ -118,11 +124,11 @@ def test_media_that_cannot_be_read(data, tmp_path, capsys):
     arguments += ["--cache", str(tmp_path / "cache")]
     assert main([*arguments, "--max-failed", "0"]) == 1
     assert "1A.mp4: not a video, or damaged" in capsys.readouterr().err
-    assert main([*arguments, "--max-failed", "0.1"]) == 0
+    assert main([*arguments, "--max-failed", "0.2"]) == 0
     shown = capsys.readouterr().out
     assert "1 without a score (1A.mp4" in shown
     assert "1 pairs count as wrong" in shown
-    assert "83.3 (" in shown  # 5 of 6
+    assert "75.0 (" in shown  # 3 of 4
     (tmp_path / "1A.mp4").write_bytes(whole)
     assert main([*arguments, "--max-failed", "0"]) == 0
 
@@ -133,7 +139,7 @@ def test_media_that_cannot_be_read(data, tmp_path, capsys):
         (["--reward", "sprite_motoin"], "unknown name (did you mean 'sprite_motion'?)"),
         (["--reward", "sprite_motion", "--reward", "sprite_motion"], "the name sprite_motion is taken"),
         (["--reward", "sprite_motion", "--media", "nowhere"], "--media: no such folder: nowhere"),
-        (["--reward", "sprite_motion", "--media", "EMPTY"], "12 of 12 media files are missing"),
+        (["--reward", "sprite_motion", "--media", "EMPTY"], "8 of 8 media files are missing"),
         (["--reward", "sprite_motion", "--format", "hpdv2"], 'line 2: "image_path" should be a list of text'),
     ],
 )
