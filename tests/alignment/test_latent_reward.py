@@ -14,6 +14,7 @@ from alignment.latent_reward import Design, LatentClipReward, LatentReward
 from alignment.latent_reward.blocks import blocks_of, width_of
 from alignment.latent_reward.head import Head
 from alignment.latent_reward.model import CARD, WEIGHTS, at_level
+from alignment.self_check import self_check
 from rewards import RewardError, load
 from samplers.rollout import patched
 from tests.alignment.tiny import DECIDED, shake
@@ -208,9 +209,10 @@ def test_embeddings_in_place_of_prompts(reward, states):
         ({"frozen": True}, None),
     ],
 )
-def test_what_is_trained(options, trained, tmp_path):
-    """Of the blocks only those that run; and nothing else than that is written and read."""
+def test_what_is_trained(options, trained):
+    """Of the blocks only those that run; the self-check asks for no gradient where the head alone learns."""
     reward = make_reward(**options)
+    self_check(reward, PROMPTS[0])
     names = [name for name in reward.parameters if not name.startswith("head.")]
     assert all(re.fullmatch(trained, name) for name in names) if trained else not names
     assert {p.dtype for p in reward.parameters.values()} == {torch.float32}
