@@ -93,6 +93,8 @@ def check(recipe: Recipe, processes: int = 1) -> list[str]:
             )
     if not config.dimensions or len(set(config.dimensions)) < len(config.dimensions):
         wrong.append(f"algorithm.dimensions: {config.dimensions} is not one or more names, each once")
+    if "mean" in config.dimensions:
+        wrong.append("algorithm.dimensions: mean is what their accuracies are averaged to; choose another name")
     positive = ("batch_size", "fps", "min_pixels", "workers", "frames_gb", "vision_lr", "merger_lr", "token_lr")
     for key in positive:
         if getattr(config, key) is not None and not getattr(config, key) > 0:

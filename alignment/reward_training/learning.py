@@ -145,6 +145,7 @@ def ranked(run: Run, held_out: Sequence[Example]) -> tuple[dict[str, float], flo
     config: Config = run.recipe.algorithm
     num, size = len(config.dimensions), run.recipe.evaluation.batch or EVALUATED
     centre, mine = centre_of(held_out, num), run.processes.share(list(held_out))
+    run.policy.learning(False)
 
     def own() -> tuple[Tensor, Tensor]:
         right, losses = [torch.zeros(0, num)], [torch.zeros(0, num)]
@@ -167,6 +168,7 @@ def ranked(run: Run, held_out: Sequence[Example]) -> tuple[dict[str, float], flo
 def measured(run: Run, held_out: Sequence[Example]) -> dict[str, tuple[float, float]]:
     """Mean and deviation of each dimension's raw scores, over evenly spaced clips."""
     config: Config = run.recipe.algorithm
+    run.policy.learning(False)  # an update that failed leaves it on
     clips = [(example, member) for example in held_out for member in example.members]
     clips = clips[:: max(1, len(clips) // config.norm_videos)][: config.norm_videos]
     found = []
