@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,12 +27,14 @@ def describe(argument: RewardArgument) -> dict[str, Any]:
     import torch
 
     described = {"use": argument.use, "options": argument.options, "files": {}}
-    for text in _texts([argument.use, argument.options]):
-        path = Path(text.rpartition(":")[0] if text.rpartition(":")[0].endswith(".py") else text).expanduser()
-        if 0 < len(text) < 4096 and "\0" not in text and path.exists():
-            described["files"][str(path)] = hash_of(path)
-    if argument.use not in KNOWN and not argument.use.rpartition(":")[0].endswith(".py"):
-        described["files"][argument.use.rpartition(":")[0]] = _module(argument.use.rpartition(":")[0])
+    module = argument.use.rpartition(":")[0]  # of a callable of one's own
+    for text in _texts([argument.options, argument.use if module else ""]):
+        code = text.rpartition(":")[0]
+        path = os.path.expanduser(code if code.endswith(".py") else text)
+        if path and os.path.exists(path):  # unlike Path.exists, also says so of a text that is too long
+            described["files"][path] = hash_of(Path(path))
+    if argument.use not in KNOWN and not module.endswith(".py"):
+        described["files"][module] = _module(module)
     described["code"] = hash_of(Path(rewards.__file__).parent, "**/*.py")
     described["libraries"] = {name: _version(name) for name in LIBRARIES}
     described["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

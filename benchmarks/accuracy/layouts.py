@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignment.data import Group, combined, label_from_scores, parse_record
 from alignment.data import Pair as Preference
+from alignment.data.preferences import deciding
 
 from .data import OVERALL, Labels, Media, Record
 
@@ -35,6 +37,8 @@ class Row:
         if not isinstance(value, str) or not value.strip():
             self.problems.append(f'no "{key}", or it is no text')
             return ""
+        if value.encode(errors="ignore").decode() != value:  # JSON may hold halves of characters
+            self.problems.append(f'"{key}" is {value!r:.60}, which is no Unicode text')
         return value.strip()
 
     def optional(self, key: str) -> str | None:
@@ -125,10 +129,11 @@ def _ranked(row: Row, files: str, ranks: str) -> Record:
 
 def preferences(row: Row) -> Record | None:
     """Our own pairs and groups (alignment.data.preference_json); labels that are not there follow the scores."""
-    members = row.values.get("members") or [row.values.get("a"), row.values.get("b")]
+    members = row.values.get("members", [row.values.get("a"), row.values.get("b")])
+    members = members if isinstance(members, list) else []
     names = [member.get("video") for member in members if isinstance(member, Mapping)]
     named = [name for name in names if isinstance(name, str)]
-    missing = [name for name in named if not (row.folder / name).expanduser().is_file()]
+    missing = [name for name in named if not os.path.isfile(row.folder / os.path.expanduser(name))]
     if missing and isinstance(row.values.get("prompt"), str):  # said together, whatever else is wrong with the row
         pairs = [(i, j, {OVERALL: None}) for i, j in itertools.combinations(range(len(named)), 2)]
         return Record(_id(row), row.values["prompt"], tuple(map(Media, named)), tuple(pairs))
@@ -148,8 +153,6 @@ def preferences(row: Row) -> Record | None:
 
 
 def _from_pair(pair: Preference) -> Labels:
-    from alignment.data.preferences import deciding
-
     scored = {dim: label_from_scores({dim: both}) for dim, both in pair.scores.items()}
     overall = label_from_scores(pair.scores, deciding(pair)) if pair.label is None else pair.label
     return {**scored, **pair.labels} | ({} if overall is None else {OVERALL: overall})

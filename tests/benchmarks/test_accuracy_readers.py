@@ -201,6 +201,8 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
         ("t.json", "{", "not JSON"),
         ("t.json", "{}", "holds no list"),
         ("t.jsonl", '{"a": 1}\n{\n', "line 2: not JSON"),
+        ("t.jsonl", '{"id": "1", "prompt": "p", "members": 5}', '"members"'),
+        ("t.json", '[{"prompt": "\\ud800", "generations": ["a"], "ranking": [1]}]', "no Unicode text"),
         ("t.parquet", "PAR", "not a parquet file"),
         ("t.txt", "", "unknown format '.txt'"),
     ],
