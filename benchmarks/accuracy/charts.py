@@ -47,7 +47,7 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], label: str) -> str:
 
 def _bar(bar: Bar, y: float) -> list[str]:
     middle = y + ROW / 2
-    name = bar.name if len(bar.name) <= 16 else f"{bar.name[:15]}\u2026"
+    name = bar.name if len(bar.name) <= 18 else f"{bar.name[:17]}\u2026"
     parts = [f'<text class="name" x="{LEFT - 8}" y="{middle + 4}">{escape(name)}</text>']
     if math.isnan(bar.value):
         return [*parts, f'<text class="value" x="{LEFT + 4}" y="{middle + 4}">none</text>']

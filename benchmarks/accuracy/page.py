@@ -62,7 +62,7 @@ def page_of(found: Benchmark, ranked: Sequence[Outcome], result: Mapping[str, An
     title = FORMATS[found.format].title
     body = [
         STYLE,
-        f"<h1>Reward accuracy on {escape(title)}</h1>",
+        f"<h1>Reward accuracy: {escape(title)}</h1>",
         f'<p class="lead">{escape(_lead(found, ranked))}</p>',
         _tiles(found, ranked),
         section("Ranking", _ranking(found, ranked), _protocol(found, result["protocol"]["ties"])),
@@ -78,7 +78,7 @@ def page_of(found: Benchmark, ranked: Sequence[Outcome], result: Mapping[str, An
         section("Data", _data(found, result["data"])),
         section("How this was made", _made(ranked, result)),
     ]
-    return page(f"Reward accuracy on {title}", "\n".join(filter(None, body)))
+    return page(f"Reward accuracy: {title}", "\n".join(filter(None, body)))
 
 
 def _lead(found: Benchmark, ranked: Sequence[Outcome]) -> str:

@@ -55,7 +55,7 @@ def plot(found: Benchmark, ranked: Sequence[Outcome], path: Path) -> None:
             _accuracies(axis, found, ranked, name)
         _sureness(axes[-1], found, ranked)
         figure.suptitle(
-            f"Agreement with people, {FORMATS[found.format].title}", fontsize=14, fontweight="bold", x=0.01, ha="left"
+            f"Agreement with people: {FORMATS[found.format].title}", fontsize=14, fontweight="bold", x=0.01, ha="left"
         )
         figure.text(0.01, 0.02, coverage(found).partition(": ")[2], color=SOFT, fontsize=8.5)
         handles, names = axes[0].get_legend_handles_labels()
