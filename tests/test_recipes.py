@@ -127,7 +127,11 @@ def test_tiny_recipe_runs(path: Path, tmp_path: Path, made: dict[str, Path]) -> 
     assert all(row.get("ratio/first_deviation", 0) < 1e-6 for row in rows)
     left = ["lora/pytorch_lora_weights.safetensors", "samples/000002/00.mp4"]
     if trains_reward(load_recipe(path)):
-        left = ["latent_reward/weights.safetensors"]
+        name = type(algorithm).__module__.rpartition(".")[2]
+        left = {
+            "latent_reward": ["latent_reward/weights.safetensors"],
+            "reward_model": ["reward/model_config.json", "reward/checkpoint-2/model.pth"],
+        }[name]
     for name in ("config.yaml", "report.html", *left):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
