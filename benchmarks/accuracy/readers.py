@@ -39,7 +39,7 @@ def read_benchmark(
     Raises: UserError; Problems, one line for each row that is wrong, or for what is missing.
     """
     file = Path(data).expanduser()
-    root = file.parent if media is None else Path(media).expanduser()
+    root = (file.parent if media is None else Path(media).expanduser()).absolute()
     if media is not None and not root.is_dir():
         raise UserError(f"--media: no such folder: {root}")
     rows = read_rows(file)

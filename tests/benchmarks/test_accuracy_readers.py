@@ -127,8 +127,8 @@ def test_ranked_images(tmp_path, files, ranks, folder):
     assert len({pair.record for pair in found.pairs}) == 1
 
 
-def test_our_own_pairs_and_groups(tmp_path):
-    """A pair's labels, or what its scores say; a group is all of its pairs."""
+def test_our_own_pairs_and_groups(tmp_path, monkeypatch):
+    """A pair's labels, or what its scores say; a group is all of its pairs. The file is named from where one is."""
     put(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     a, b, c = ({"video": f"{name}.mp4"} for name in "abc")
     rows = [
@@ -136,7 +136,9 @@ def test_our_own_pairs_and_groups(tmp_path):
         {"id": "2", "prompt": "p", "a": a, "b": b, "scores": {"VQ": [1, 0], "MQ": [0, 3]}},
         {"id": "3", "prompt": "q", "members": [a, b, c], "scores": {"VQ": [1, 1, None]}},
     ]
-    found = read_benchmark(as_json(tmp_path, rows, "pairs.jsonl"))
+    as_json(tmp_path, rows, "pairs.jsonl")
+    monkeypatch.chdir(tmp_path.parent)
+    found = read_benchmark(Path(tmp_path.name) / "pairs.jsonl")
     assert [dict(pair.labels) for pair in found.pairs[:3]] == [
         {"VQ": 0, "Overall": -1},
         {"VQ": 1, "MQ": -1, "Overall": -1},
