@@ -17,7 +17,7 @@ from alignment.config import known_algorithms, load_recipe, trains_reward
 from alignment.gains import compare, decompose
 from alignment.metrics import read_metrics
 from alignment.run import main
-from examples.tiny_world import clips, flawed_pairs
+from examples.tiny_world import clips, flawed_pairs, flawed_videos
 from tests.pipelines import FAMILIES, wan
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     prompts.write_text("a red circle moves left\na small blue square moves up\n", "utf-8")
     small = [f"model.path={world / 'base'}", f"data.prompts={prompts}"]
     clips.make(["--out", str(real), "--num", "4"])
-    found = {"clips": real, "flawed": folder / "flawed.jsonl"}
+    found = {"clips": real, "flawed_videos": folder / "flawed_videos.jsonl", "flawed": folder / "flawed.jsonl"}
+    flawed_videos.make(["--out", str(found["flawed_videos"]), "--num", "6"])
     flawed_pairs.make(["--out", str(found["flawed"]), "--num", "12"])
     for kind, how, labels in (
         ("guided", ["--guided", str(real)], ["--segments", "0.5"]),
@@ -75,7 +76,7 @@ def made_first(path: Path, made: dict[str, Path]) -> list[str]:
     recipe = load_recipe(path)
     found = [f"algorithm.experts.{name}={made['expert']}" for name in getattr(recipe.algorithm, "experts", {})]
     if named := recipe.data.preferences:
-        kind = next(kind for kind in ("guided", "candidates", "clips", "flawed") if kind in named)
+        kind = next(kind for kind in ("guided", "candidates", "clips", "flawed_videos", "flawed") if kind in named)
         pairs = made[kind if path in TINY else f"{kind} as videos"]
         found.append(f"data.preferences={pairs}")
         if recipe.data.held_out:
@@ -130,7 +131,7 @@ def test_tiny_recipe_runs(path: Path, tmp_path: Path, made: dict[str, Path]) -> 
         name = type(algorithm).__module__.rpartition(".")[2]
         left = {
             "latent_reward": ["latent_reward/weights.safetensors"],
-            "reward_model": ["reward/model_config.json", "reward/checkpoint-2/model.pth"],
+            "reward_model": ["reward/model_config.json", "reward/checkpoint-2/adapter_model.safetensors"],
         }[name]
     for name in ("config.yaml", "report.html", *left):
         assert (tmp_path / "run" / name).stat().st_size > 0

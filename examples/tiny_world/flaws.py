@@ -54,14 +54,15 @@ def motion_flaw(sprites: world.Sprites, level: Tensor, generator: torch.Generato
 
 def visual_flaw(video: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
     """Noise of .06 or .15, a blur over 3 or 5 px, or colours that fade by a third or two thirds."""
-    amount = level[:, None, None, None, None]
-    noise = torch.tensor([0.0, 0.06, 0.15])[amount] * torch.randn(video.shape, generator=generator)
-    flat = video.flatten(0, 1)
-    blurs = [F.avg_pool2d(F.pad(flat, [k] * 4, mode="replicate"), 2 * k + 1, 1).view_as(video) for k in (0, 1, 2)]
-    blurred = torch.where(amount == 0, blurs[0], torch.where(amount == 1, blurs[1], blurs[2]))
-    faded = video.lerp(video.mean((1, 2, 3, 4), keepdim=True).expand_as(video), amount / 3)
-    kind = torch.randint(3, (len(video), 1, 1, 1, 1), generator=generator)
-    return torch.where(kind == 0, video + noise, torch.where(kind == 1, blurred, faded)).clamp(0, 1)
+    video, kind = video.clone(), torch.randint(3, (len(video),), generator=generator)
+    for amount in range(1, LEVELS):
+        noisy, blurred, faded = ((kind == number) & (level == amount) for number in range(3))
+        noise = torch.randn(video[noisy].shape, generator=generator)
+        video[noisy] += (0.0, 0.06, 0.15)[amount] * noise
+        frames = F.pad(video[blurred].flatten(0, 1), [amount] * 4, mode="replicate")
+        video[blurred] = F.avg_pool2d(frames, 2 * amount + 1, 1).view_as(video[blurred])
+        video[faded] = video[faded].lerp(video[faded].mean((1, 2, 3, 4), keepdim=True), amount / 3)
+    return video.clamp(0, 1)
 
 
 def wrong_words(sprites: world.Sprites, level: Tensor, generator: torch.Generator) -> tuple[list[str], Tensor]:

@@ -30,24 +30,30 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for weights of any rank >= 2; a convolution kernel (O, I, ...) is the matrix (O, I ...).
 
-    Unlike torch.optim.Muon it takes kernels, and orthogonalises all weights of one shape in one batched product.
+    Unlike torch.optim.Muon it takes kernels, and orthogonalises all weights of one shape in one batched product. The
+    columns of a matrix both of whose sides exceed `block` are orthogonalised in groups, whose cost grows less.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, block: float = math.inf):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "block": block})
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
+            shapes: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault((len(p), p[0].numel()), []).append(p)
+                    update, weight = self._nesterov(p, group["momentum"]), p.view(len(p), -1)
+                    width = weight.shape[1]
+                    while min(len(p), width) > group["block"]:
+                        width = -(-width // 2)
+                    for part, direction in zip(weight.split(width, 1), update.split(width, 1), strict=True):
+                        shapes.setdefault(tuple(part.shape), []).append((part, direction))
             for (rows, columns), same in shapes.items():
-                update = orthogonalise(torch.stack([self._nesterov(p, group["momentum"]) for p in same]))
+                updates = orthogonalise(torch.stack([direction for _, direction in same]))
                 scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
-                for p, u in zip(same, update, strict=True):
-                    p.sub_(u.view_as(p), alpha=scale)
+                for (part, _), u in zip(same, updates, strict=True):
+                    part.sub_(u, alpha=scale)
 
     def _nesterov(self, p: nn.Parameter, momentum: float) -> Tensor:
         state = self.state[p]
