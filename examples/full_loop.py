@@ -18,7 +18,7 @@ WORLD = "examples/tiny_world"
 REWARD = "rewards.video_reward"
 DIMENSIONS = "[0,1,1]"  # weights of visual quality, motion quality and text alignment; the base's colours are right
 STRANGERS = {"smoothness": "sprite_smoothness", "match": "sprite_match", "clip": f"clip:path={WORLD}/clip"}
-QUICK_PAIRS = ["--num", 8, "--held-out", 6]
+PAIRS = {"train": [], "held_out": ["--close", "--num", 288, "--seed", 1]}
 QUICK_REWARD = ["iterations=1", "algorithm.batch_size=4", "algorithm.norm_videos=4"]
 QUICK_RUN = ["iterations=1", "algorithm.prompts_per_iteration=1", "algorithm.group_size=2", "evaluation.num_prompts=2"]
 QUICK_RUN += ["evaluation.videos=1"]
@@ -43,8 +43,9 @@ def train_reward(out, quick):
     from examples.tiny_world import flawed_videos
 
     pairs = out / "pairs"
-    if not (pairs / "held_out.jsonl").exists():
-        call(flawed_videos.main, "--out", pairs, *(QUICK_PAIRS if quick else []))
+    for name, how in PAIRS.items():
+        if not (pairs / f"{name}.jsonl").exists():
+            call(flawed_videos.main, "--out", pairs / f"{name}.jsonl", *how, *(["--num", 8] if quick else []))
     data = [f"data.preferences={pairs}/train.jsonl", f"data.held_out={pairs}/held_out.jsonl"]
     train("tiny_reward_model", out / "reward_model", *data, *(QUICK_REWARD if quick else []))
     folder = out / "reward_model" / "reward"
