@@ -45,7 +45,7 @@ def train_reward(out, quick):
     pairs = out / "pairs"
     for name, how in PAIRS.items():
         if not (pairs / f"{name}.jsonl").exists():
-            call(flawed_videos.main, "--out", pairs / f"{name}.jsonl", *how, *(["--num", 8] if quick else []))
+            call(flawed_videos.make, "--out", pairs / f"{name}.jsonl", *how, *(["--num", 8] if quick else []))
     data = [f"data.preferences={pairs}/train.jsonl", f"data.held_out={pairs}/held_out.jsonl"]
     train("tiny_reward_model", out / "reward_model", *data, *(QUICK_REWARD if quick else []))
     folder = out / "reward_model" / "reward"
