@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from alignment.generation import write_video
-from benchmarks import tiny_pairs
 from benchmarks.accuracy.data import Benchmark, Item, Pair
 from benchmarks.accuracy.fingerprints import describe, fingerprint
 from benchmarks.accuracy.protocols import behind, evaluate, headline, note_on, source_of
 from benchmarks.accuracy.readers import read_benchmark
 from benchmarks.reward_accuracy import main
-from examples.tiny_world import world
-from examples.tiny_world.flawed_pairs import draw
+from examples.tiny_world import flawed_videos, world
 from rewards.arguments import RewardArgument
 
 NUM = 4
@@ -227,11 +225,11 @@ def test_which_number_answers_which_question():
 
 def test_pairs_with_planted_flaws(tmp_path):
     """The video with fewer flaws of a kind is better in it, the one with fewer in all is better overall."""
-    assert tiny_pairs.main(["--out", str(tmp_path), "--num", "3", "--seed", "1"]) == 0
-    _, _, flaws = draw(3, torch.Generator().manual_seed(1))
-    found = read_benchmark(tmp_path / "pairs.csv")
-    assert (found.format, len(found.items)) == ("video_align", 6)
-    more = (flaws[:, 1] - flaws[:, 0]).sign().tolist()
-    assert [[pair.labels[dim] for dim in ("VQ", "MQ", "TA")] for pair in found.pairs] == more
-    overall = (flaws[:, 1].sum(-1) - flaws[:, 0].sum(-1)).sign().tolist()
-    assert [pair.labels["Overall"] for pair in found.pairs] == overall
+    flawed_videos.make(["--out", str(tmp_path / "pairs.jsonl"), "--num", "3", "--seed", "1"])
+    found = read_benchmark(tmp_path / "pairs.jsonl")
+    assert (found.format, len(found.items)) == ("preferences", 6)
+    rows = [json.loads(line)["scores"] for line in (tmp_path / "pairs.jsonl").read_text("utf-8").splitlines()]
+    for pair, scores in zip(found.pairs, rows, strict=True):
+        gaps = {dim: first - second for dim, (first, second) in scores.items()}
+        signs = {dim: (gap > 0) - (gap < 0) for dim, gap in (gaps | {"Overall": sum(gaps.values())}).items()}
+        assert pair.labels == signs
