@@ -7,7 +7,6 @@ returns is `correct` (P,): 1 right, 0 wrong, NaN where the pair does not count. 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from benchmarks.clusters import clustered, unanimous
+
 Array = NDArray[np.float64]
-RESAMPLES = 2000
 VIDEO_SCORE_BAND = 0.5
 
 
@@ -142,13 +142,13 @@ def mean(correct: Array, weights: Array | None = None) -> float:
 def interval(correct: Array, prompts: Sequence[str], weights: Array | None = None) -> tuple[float, float]:
     """95 % bootstrap interval of `mean`; prompts are resampled, since pairs of one are not independent.
 
-    Thresholds stay what they are. Where all pairs are right, or none is, resampling knows no other value; then it is
-    the exact binomial one of as many prompts. NaN of fewer than two prompts.
+    Thresholds stay what they are. Where all pairs are right, or none is, it is the exact binomial one of as many
+    prompts. NaN of fewer than two prompts.
     """
     counts = ~np.isnan(correct)
     num = len({prompt for prompt, counted in zip(prompts, counts, strict=True) if counted})
     if num > 1 and np.unique(correct[counts]).tolist() in ([0.0], [1.0]):
-        margin = 0.025 ** (1 / num)
+        margin = unanimous(num)
         return (margin, 1.0) if correct[counts][0] else (0.0, 1 - margin)
     return interval_of_change(correct, prompts, weights)
 
@@ -156,21 +156,8 @@ def interval(correct: Array, prompts: Sequence[str], weights: Array | None = Non
 def interval_of_change(change: Array, prompts: Sequence[str], weights: Array | None = None) -> tuple[float, float]:
     """As `interval`, of the difference of two rewards' `correct`, by resampling alone."""
     counts = ~np.isnan(change)
-    weights = np.where(counts, 1.0 if weights is None else weights, 0.0)
-    names, place = np.unique(np.asarray(prompts, dtype=object).astype(str)[counts], return_inverse=True)
-    if len(names) < 2:
-        return math.nan, math.nan
-    hits = np.bincount(place, (weights * np.nan_to_num(change))[counts])
-    totals = np.bincount(place, weights[counts])
-    drawn = _resamples(len(names))
-    low, high = np.quantile((drawn @ hits) / (drawn @ totals), [0.025, 0.975])
-    return float(low), float(high)
-
-
-@functools.lru_cache(maxsize=2)
-def _resamples(num: int) -> Array:
-    """(RESAMPLES, num) how often each of num prompts is in a resample."""
-    return np.random.default_rng(0).multinomial(num, [1 / num] * num, RESAMPLES).astype(np.float64)
+    weights = None if weights is None else weights[counts]
+    return clustered(change[counts], np.asarray(prompts, dtype=object)[counts], weights)[1:]
 
 
 def chance_with_ties(h: ArrayLike) -> float:

@@ -3,7 +3,7 @@
 Pairs of one prompt are alike, so prompts and not pairs are what counts: intervals resample prompts, and the sign test
 has one vote a prompt.
 
-N pairs, P prompts, R resamples
+N pairs
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 2000
-LEVEL = 0.95
-Values = Sequence[float] | np.ndarray
+from benchmarks.clusters import Values, clustered, unanimous
 
 
 class Rate(NamedTuple):
@@ -73,9 +71,9 @@ def win_rate(found: Values, prompts: Sequence[int]) -> Rate:
     rate, low, high = clustered(values, clusters)
     num = len(set(clusters.tolist()))
     if num and wins == len(values):
-        low = ((1 - LEVEL) / 2) ** (1 / num)
+        low = unanimous(num)
     if num and losses == len(values):
-        high = 1 - ((1 - LEVEL) / 2) ** (1 / num)
+        high = 1 - unanimous(num)
     votes = [values[clusters == prompt].mean() for prompt in dict.fromkeys(clusters.tolist())]
     p = sign_test(sum(vote > 0.5 for vote in votes), sum(vote < 0.5 for vote in votes))
     return Rate(rate, low, high, p, wins, len(values) - wins - losses, losses, int((~known).sum()))
@@ -89,25 +87,6 @@ def change(base: Values, tuned: Values, prompts: Sequence[int]) -> Change:
     if not len(base):
         return Change(*[math.nan] * 5, 0)
     return Change(float(base.mean()), float(tuned.mean()), *clustered(tuned - base, prompts), len(base))
-
-
-def clustered(values: Values, clusters: Sequence[int]) -> tuple[float, float, float]:
-    """Mean of (N,) values, and its 95 % bootstrap interval when whole clusters are drawn: the same in every call.
-
-    Returns: nan for the mean of nothing, and for the interval of fewer than two clusters.
-    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
-    """
-    values, clusters = np.asarray(values, float), np.asarray(clusters)
-    if not len(values):
-        return math.nan, math.nan, math.nan
-    _, place = np.unique(clusters, return_inverse=True)
-    sums, sizes = np.bincount(place, values), np.bincount(place)
-    mean = float(sums.sum() / sizes.sum())
-    if len(sums) < 2:
-        return mean, math.nan, math.nan
-    drawn = np.random.default_rng(0).multinomial(len(sums), [1 / len(sums)] * len(sums), RESAMPLES)  # (R, P)
-    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return mean, float(low), float(high)
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.winning.rates import change, clustered, outcomes, sign_test, spread_of_seeds, win_rate
+from benchmarks.clusters import clustered
+from benchmarks.winning.rates import change, outcomes, sign_test, spread_of_seeds, win_rate
 
 NAN = math.nan
 
