@@ -51,7 +51,8 @@ def train_reward(out, quick):
     folder = out / "reward_model" / "reward"
     rewards = {"trained": f"video_reward:path={folder}", **STRANGERS}
     asked = [word for name, reward in rewards.items() for word in ("--reward", f"{name}={reward}")]
-    call(reward_accuracy.main, "--data", pairs / "held_out.jsonl", *asked, "--out", out / "accuracy")
+    kept = ["--cache", out / "scores"]
+    call(reward_accuracy.main, "--data", pairs / "held_out.jsonl", *asked, "--out", out / "accuracy", *kept)
     return folder
 
 
