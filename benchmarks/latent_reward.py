@@ -9,13 +9,14 @@
 
 Both members of a pair are noised to one level with one noise, the same for all runs. What is shown is the share of the
 decided pairs of each dimension whose better member scores higher, with Wilson's 95 % interval; the mean over dimensions
-is over pairs decided in one at least. OUT.json holds the numbers, OUT.png a picture. Videos that come without a latent
-are encoded into a folder beside PAIRS.jsonl.
+is over pairs decided in one at least. OUT.json holds the numbers, OUT.png a picture, OUT.html a page. Videos that come
+without a latent are encoded into a folder beside PAIRS.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import sys
 import tempfile
@@ -125,13 +126,39 @@ def picture(runs: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> N
     plt.close(figure)
 
 
+def page_of(record: dict[str, Any], image: Path) -> str:
+    """The same as one page: the picture, a table a dimension, and how it was made."""
+    from html import escape
+
+    from alignment.gains import percent
+    from alignment.report.page import page, section, table
+
+    runs, title = record["runs"], "Latent rewards by noise level"
+    picture = base64.b64encode(image.read_bytes()).decode()
+    body = f"<h1>{title}</h1>\n"
+    body += '<p class="lead">Share of held-out pairs whose better video scores higher, both noised alike.</p>\n'
+    body += f'<img src="data:image/png;base64,{picture}" alt="accuracy over noise level" style="width: 100%">\n'
+    for name in dict.fromkeys(name for run in runs.values() for name in run):
+        columns = {run: dims[name] for run, dims in runs.items() if name in dims}
+        rows = []
+        for at in zip(*columns.values(), strict=True):
+            shares = [f"{percent(x['accuracy'])} ({percent(x['low'])} to {percent(x['high'])})" for x in at]
+            rows.append(("", [(f"{at[0]['level']:g}", ""), *((share, "") for share in shares)]))
+        body += section(name, table(["noise level", *columns], rows))
+    facts = [
+        ("", [(name, ""), (str(value), "")]) for name, value in [("date", record["date"]), *record["versions"].items()]
+    ]
+    body += section("How it was made", f"<pre>{escape(record['command'])}</pre>{table([], facts, 'versions')}")
+    return page(title, body)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.latent_reward", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
     parser.add_argument("--pairs", type=Path, required=True, metavar="PAIRS.jsonl")
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="OUT.json and OUT.png")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="OUT.json, OUT.png and OUT.html")
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--batch", type=int, default=16, help="pairs at once (16)")
     options = parser.parse_args(arguments)
@@ -174,6 +201,7 @@ def compare(options: argparse.Namespace) -> None:
     }
     picture(runs, options.out.with_suffix(".png"))
     options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    options.out.with_suffix(".html").write_text(page_of(record, options.out.with_suffix(".png")), "utf-8")
 
 
 if __name__ == "__main__":

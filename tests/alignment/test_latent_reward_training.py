@@ -187,7 +187,7 @@ def test_accuracy_by_level(alone, preferences, tmp_path, capsys):
     assert figure.main([*arguments, "--levels", "0.3", "--batch", "2"]) == 0
     record = json.loads(out.with_suffix(".json").read_text("utf-8"))
     assert record["versions"]
-    assert out.with_suffix(".png").stat().st_size > 0
+    assert "data:image/png;base64," in out.with_suffix(".html").read_text("utf-8")
     reward, right = LatentReward.load(alone), []
     for row, (prompt, scores, _) in enumerate(PAIRS):
         noise = torch.Generator().manual_seed(seed_for("latent_reward", 0.3, row))
