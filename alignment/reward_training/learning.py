@@ -15,12 +15,12 @@ from samplers import seed_for
 
 from ..samples import chunks
 from ..tally import Tally
+from .config import RewardModelConfig
 from .data import Clips, Example, in_a_row, videos_of
 from .frames import Frames
 from .losses import answer_cells, comparison_cells, labels_of_scores, ranked_right, regression_cells
 
 if TYPE_CHECKING:
-    from ..algorithms.reward_model import Config
     from ..training import Run
 
 EVALUATED = 16  # pairs or groups at once, where the recipe does not say
@@ -43,7 +43,7 @@ def centre_of(examples: Sequence[Example], num_dimensions: int) -> Tensor:
     return in_a_row(examples, num_dimensions).scores.nanmean(0).nan_to_num()
 
 
-def cells_of(config: Config, raw: Tensor, clips: Clips, centre: Tensor) -> Tensor:
+def cells_of(config: RewardModelConfig, raw: Tensor, clips: Clips, centre: Tensor) -> Tensor:
     """(cells, K) losses of clips with raw scores (N, K), of yes_no from answers (N, 2)."""
     if config.loss == "regression":
         return regression_cells(raw, clips.scores.to(raw), centre.to(raw))
@@ -67,7 +67,7 @@ def update(run: Run, loaded: Sequence[Loaded], centre: Tensor, tally: Tally) -> 
 
 def _compare_given(run: Run, loaded: Sequence[Loaded], centre: Tensor, tally: Tally) -> None:
     """Gradients of what examples say by themselves, so that each micro-batch is done at once."""
-    config: Config = run.recipe.algorithm
+    config: RewardModelConfig = run.recipe.algorithm
     num = len(config.dimensions)
     everything = in_a_row([item.example for item in loaded], num)
     cells = everything.scores if config.loss == "regression" else everything.labels
@@ -87,7 +87,7 @@ def _compare_all(run: Run, loaded: Sequence[Loaded], tally: Tally) -> None:
     The loss needs all scores before any gradient is known. Where there are several micro-batches each is run twice:
     for its scores, and for the gradient of its weights given that of its scores (gradient caching, arXiv 2101.06983).
     """
-    config: Config = run.recipe.algorithm
+    config: RewardModelConfig = run.recipe.algorithm
     rank, num = run.processes.rank, len(config.dimensions)
     parts = list(chunks(loaded, run.recipe.batch.update))
     seeds = [seed_for(run.recipe.seed, "dropout", run.iteration, rank, number) for number in range(len(parts))]
@@ -123,12 +123,12 @@ def _said(run: Run, loaded: Sequence[Loaded], seed: int | None = None) -> Tensor
     return ask(frames, [item.example.record.prompt.text for item in loaded for _ in item.frames])
 
 
-def _as_scores(config: Config, said: Tensor) -> Tensor:
+def _as_scores(config: RewardModelConfig, said: Tensor) -> Tensor:
     """(N, K): of answers the log-odds of Yes."""
     return said[:, :1] - said[:, 1:] if config.loss == "yes_no" else said
 
 
-def _watch(config: Config, difference: Tensor, labels: Tensor, tally: Tally) -> None:
+def _watch(config: RewardModelConfig, difference: Tensor, labels: Tensor, tally: Tally) -> None:
     """Note how comparisons come out. difference, labels: (C, K)."""
     difference, labels = difference.detach(), labels.to(difference)
     right = ranked_right(difference, labels)
@@ -142,7 +142,7 @@ def _watch(config: Config, difference: Tensor, labels: Tensor, tally: Tally) -> 
 @torch.no_grad()
 def ranked(run: Run, held_out: Sequence[Example]) -> tuple[dict[str, float], float]:
     """The share of comparisons that are ranked right in each dimension and, as "mean", in all; and the mean loss."""
-    config: Config = run.recipe.algorithm
+    config: RewardModelConfig = run.recipe.algorithm
     num, size = len(config.dimensions), run.recipe.evaluation.batch or EVALUATED
     centre, mine = centre_of(held_out, num), run.processes.share(list(held_out))
     run.policy.learning(False)
@@ -167,7 +167,7 @@ def ranked(run: Run, held_out: Sequence[Example]) -> tuple[dict[str, float], flo
 @torch.no_grad()
 def measured(run: Run, held_out: Sequence[Example]) -> dict[str, tuple[float, float]]:
     """Mean and deviation of each dimension's raw scores, over evenly spaced clips."""
-    config: Config = run.recipe.algorithm
+    config: RewardModelConfig = run.recipe.algorithm
     run.policy.learning(False)  # an update that failed leaves it on
     clips = [(example, member) for example in held_out for member in example.members]
     clips = clips[:: max(1, len(clips) // config.norm_videos)][: config.norm_videos]

@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,10 @@ from rewards.video_reward import TOKEN, Look, looked_at
 
 from ..config import Recipe
 from ..errors import UserError
+from .config import RewardModelConfig
 from .frames import FrameCache, Frames
 from .network import TokenEmbedding, add_lora, fresh_network, load_core, new_rows, set_trained
 from .templates import read_template
-
-if TYPE_CHECKING:
-    from ..algorithms.reward_model import Config
 
 
 class Description(NamedTuple):
@@ -76,7 +74,7 @@ class RewardModel(Trainee):
         from transformers import AutoModel
 
         self.recipe, self.device = recipe, torch.device(device)
-        self.config: Config = recipe.algorithm
+        self.config: RewardModelConfig = recipe.algorithm
         self.dtype = getattr(torch, recipe.model.dtype)
         self.reader = open_reader(recipe)
         try:
@@ -140,7 +138,7 @@ class RewardModel(Trainee):
 
 def open_reader(recipe: Recipe) -> Reader:
     """Tokenizer, processor and configuration of the recipe's model. Raises: UserError, one line."""
-    config: Config = recipe.algorithm
+    config: RewardModelConfig = recipe.algorithm
     tokens = [TOKEN.format(name) for name in config.dimensions]
     try:
         reader = Reader("reward_model", recipe.model.path, tokens)
@@ -152,7 +150,7 @@ def open_reader(recipe: Recipe) -> Reader:
 
 def open_videos(recipe: Recipe, reader: Reader) -> FrameCache:
     """The frames of the recipe's videos, as its model looks at them."""
-    config: Config = recipe.algorithm
+    config: RewardModelConfig = recipe.algorithm
     look, factor = look_of(config), reader.factor
     folder = Path(config.frames or recipe.folder / "frames")
 
@@ -162,6 +160,6 @@ def open_videos(recipe: Recipe, reader: Reader) -> FrameCache:
     return FrameCache(folder, prepare, repr((look, factor)), config.frames_gb * 1e9, config.workers)
 
 
-def look_of(config: Config) -> Look:
+def look_of(config: RewardModelConfig) -> Look:
     """What of a clip is looked at."""
     return Look(config.fps, config.num_frames, config.min_pixels, config.max_pixels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,10 @@ from rewards.judges.templates import load_template, render
 from ..config import Recipe
 from ..errors import UserError, one_line
 from ..files import replacing_folder
+from .config import RewardModelConfig
 from .frames import FrameCache, Frames
 from .model import Trainee
 from .network import add_lora, fresh_network, load_network, set_trained
-
-if TYPE_CHECKING:
-    from ..algorithms.reward_model import Config
 
 ANSWERS = ("Yes", "No")
 FRAMES = 8  # that are shown, where the recipe does not say
@@ -39,7 +37,7 @@ QUESTION_FILE = "question.txt"
 
 def check_yes_no(recipe: Recipe) -> list[str]:
     """What else a judge needs, one line each."""
-    config: Config = recipe.algorithm
+    config: RewardModelConfig = recipe.algorithm
     wrong = []
     if len(config.dimensions) != 1:
         wrong.append(f"algorithm.dimensions: yes_no answers one question, not {len(config.dimensions)}; name one")
@@ -50,7 +48,7 @@ def check_yes_no(recipe: Recipe) -> list[str]:
     return wrong
 
 
-def question_of(config: Config) -> str:
+def question_of(config: RewardModelConfig) -> str:
     """The question's template. Raises: RewardError, one line."""
     return load_template("yes_no", config.template, "yes.txt", ("video",))
 
@@ -62,7 +60,7 @@ class YesNoModel(Trainee):
         from transformers import AutoModelForImageTextToText
 
         self.recipe, self.device = recipe, torch.device(device)
-        self.config: Config = recipe.algorithm
+        self.config: RewardModelConfig = recipe.algorithm
         self.dtype = getattr(torch, recipe.model.dtype)
         self.processor = open_processor(recipe.model.path)
         self.question = question_of(self.config)
