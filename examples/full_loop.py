@@ -57,14 +57,14 @@ def train_reward(out, quick):
 
 
 def tune(out, reward, quick):
-    """GRPO and Flow-DPO against the reward; name -> run folder."""
+    """GRPO (its fastest kind) and Flow-DPO against the reward; name -> run folder."""
     prompts = [f"data.prompts={WORLD}/prompts/train_speed.txt", f"evaluation.prompts={WORLD}/prompts/heldout_speed.txt"]
-    ours = [f"{REWARD}.use=video_reward", f"{REWARD}.options.path={reward}", f"{REWARD}.options.weights={DIMENSIONS}"]
-    others = ["rewards.motion.weight=0", f"{REWARD}.weight=1"]
-    fewer = QUICK_RUN if quick else []
-    train("tiny_video_reward_grpo", out / "grpo", *ours, *fewer)
-    train("tiny_flow_dpo", out / "flow_dpo", *ours, *others, *prompts, *fewer)
-    return {"grpo": out / "grpo", "flow_dpo": out / "flow_dpo"}
+    settings = [f"{REWARD}.use=video_reward", f"{REWARD}.options.path={reward}", f"{REWARD}.weight=1", *prompts]
+    settings += [f"{REWARD}.options.weights={DIMENSIONS}", "rewards.motion.weight=0"]
+    runs = {"grpo": ("tiny_mix_flash_grpo", 40), "flow_dpo": ("tiny_flow_dpo", 48)}
+    for name, (recipe, iterations) in runs.items():
+        train(recipe, out / name, *settings, f"iterations={iterations}", *(QUICK_RUN if quick else []))
+    return {name: out / name for name in runs}
 
 
 def compare(out, reward, runs, quick):
