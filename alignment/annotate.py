@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rewards.arguments import above_zero
 
-from .errors import Problems, UserError
+from .errors import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,18 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from .annotation.command import annotate
 
-    try:
-        annotate(options)
-        return 0
-    except Problems as error:
-        print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RewardFailed, OSError, KeyboardInterrupt) as error:
-        print(f"stopped: {str(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
-        return 1
+    return exit_code(lambda: annotate(options), stops=(RewardFailed, OSError))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
@@ -32,3 +33,27 @@ def one_line(error: BaseException) -> str:
 def in_one_line(error: BaseException) -> str:
     """All of a message, in one line."""
     return " ".join(str(error).split())
+
+
+def exit_code(
+    work: Callable[[], int | None],
+    stops: tuple[type[Exception], ...] = (TrainingStopped,),
+    interrupted: str = "interrupted",
+    goes_on: str = "; the same command goes on",
+) -> int:
+    """Do the work of a command; what is the user's to mend is told in lines, never in a traceback.
+
+    Args:
+        stops: what ends the work on its way, besides an interruption.
+        interrupted, goes_on: what is said of an interruption, and behind that or the reason for a stop.
+    Returns: what `work` returns, or 0; 2 after a UserError, 1 where it was stopped.
+    """
+    try:
+        return work() or 0
+    except UserError as error:
+        lines = error.lines if isinstance(error, Problems) else [in_one_line(error)]
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        return 2
+    except (*stops, KeyboardInterrupt) as error:
+        print(f"stopped: {in_one_line(error) or interrupted}{goes_on}", file=sys.stderr)
+        return 1

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .errors import Problems, TrainingStopped, UserError, in_one_line
+from .errors import TrainingStopped, UserError, exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,17 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--pairs", type=int, default=1, metavar="N", help="guided pairs a video (default 1)")
     add("--weights", type=Path, metavar="RUN", help="a run folder whose newest weights sample; default: the base model")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        return generate(options)
-    except Problems as error:
-        print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {in_one_line(error)}", file=sys.stderr)
-        return 2
-    except (TrainingStopped, KeyboardInterrupt) as error:
-        print(f"stopped: {in_one_line(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
-        return 1
+    return exit_code(lambda: generate(options))
 
 
 def generate(options: argparse.Namespace) -> int:

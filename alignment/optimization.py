@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +87,16 @@ class WeightAverage:
         n = self.updates // self.config.every
         decay = min((1 + n) / (10 + n), self.config.decay)
         follow(self.weights, self.parameters, decay)
+
+
+@contextlib.contextmanager
+def other_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run with other values of the parameters, by name."""
+    kept = {name: p.data for name, p in parameters.items()}
+    try:
+        for name, p in parameters.items():
+            p.data = weights[name]
+        yield
+    finally:
+        for name, p in parameters.items():
+            p.data = kept[name]

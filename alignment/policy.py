@@ -29,6 +29,7 @@ from .embeddings import EmbeddingCache
 from .errors import UserError
 from .files import replacing_folder
 from .lora import add_lora, save_lora
+from .optimization import other_weights
 
 DENOISERS = ("transformer", "unet")
 
@@ -219,17 +220,9 @@ class Policy:
         if self.model.trained == "full":
             self.full_reference = {name: p.detach().clone() for name, p in self.parameters.items()}
 
-    @contextlib.contextmanager
-    def using(self, weights: dict[str, Tensor]) -> Iterator[None]:
+    def using(self, weights: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
         """Run with other values of the trained weights (EMA, reference)."""
-        kept = {name: p.data for name, p in self.parameters.items()}
-        try:
-            for name, p in self.parameters.items():
-                p.data = weights[name]
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.data = kept[name]
+        return other_weights(self.parameters, weights)
 
     def save(self, folder: Path) -> Path:
         """Write what plain diffusers loads: `lora/` for load_lora_weights, or the trained components."""

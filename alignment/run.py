@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import Problems, TrainingStopped, UserError, in_one_line
+from .errors import TrainingStopped, UserError, exit_code, in_one_line
 
 if TYPE_CHECKING:
     from .config import Recipe
@@ -26,20 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="validate the recipe without loading weights")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        return run(options.recipe, options.overrides, options.check, options.resume)
-    except Problems as error:
-        print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {in_one_line(error)}", file=sys.stderr)
-        return 2
-    except TrainingStopped as error:
-        print(f"stopped: {in_one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: interrupted before training", file=sys.stderr)
-        return 1
+    return exit_code(
+        lambda: run(options.recipe, options.overrides, options.check, options.resume),
+        interrupted="interrupted before training",
+        goes_on="",
+    )
 
 
 def run(path: str, overrides: list[str], check_only: bool = False, resume: bool = False) -> int:

@@ -162,14 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--batch", type=int, default=16, help="pairs at once (16)")
     options = parser.parse_args(arguments)
-    from alignment.errors import UserError, in_one_line
+    from alignment.errors import exit_code
 
-    try:
-        compare(options)
-    except UserError as error:
-        print(f"error: {in_one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: compare(options))
 
 
 def compare(options: argparse.Namespace) -> None:

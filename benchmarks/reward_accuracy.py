@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignment.errors import Problems, TrainingStopped, UserError, in_one_line
+from alignment.errors import TrainingStopped, UserError, exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,17 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     command = f"python -m benchmarks.reward_accuracy {shlex.join(given)}"
-    try:
-        return run(options, command)
-    except Problems as error:
-        print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {in_one_line(error)}", file=sys.stderr)
-        return 2
-    except (TrainingStopped, KeyboardInterrupt) as error:
-        print(f"stopped: {in_one_line(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
-        return 1
+    return exit_code(lambda: run(options, command))
 
 
 def run(options: argparse.Namespace, command: str) -> int:

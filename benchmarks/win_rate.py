@@ -24,7 +24,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from alignment.errors import Problems, UserError, in_one_line
+from alignment.errors import UserError, exit_code
 from rewards.arguments import above_zero
 
 
@@ -68,23 +68,19 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_intermixed_args(arguments)
     options.command = f"python -m benchmarks.win_rate {shlex.join(arguments)}"
-    from rewards import RewardError
     from rewards.scoring.asking import RewardFailed
 
-    try:
-        from benchmarks.winning.command import compare_models
+    return exit_code(lambda: _compare(options), stops=(RewardFailed, OSError))
 
+
+def _compare(options: argparse.Namespace) -> None:
+    from benchmarks.winning.command import compare_models
+    from rewards import RewardError
+
+    try:
         compare_models(options)
-        return 0
-    except Problems as error:
-        print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
-        return 2
-    except (UserError, RewardError) as error:
-        print(f"error: {in_one_line(error)}", file=sys.stderr)
-        return 2
-    except (RewardFailed, OSError, KeyboardInterrupt) as error:
-        print(f"stopped: {in_one_line(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
-        return 1
+    except RewardError as error:
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ B clips, T frames, K dimensions
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from rewards.video_reward import TOKEN, Look, looked_at
 
 from ..config import Recipe
 from ..errors import UserError
+from ..optimization import other_weights
 from .config import RewardModelConfig
 from .frames import FrameCache, Frames
 from .network import TokenEmbedding, add_lora, fresh_network, load_core, new_rows, set_trained
@@ -54,17 +55,9 @@ class Trainee:
         """Dropout and gradient checkpointing are for updates."""
         self.core.train(on)
 
-    @contextlib.contextmanager
-    def using(self, weights: dict[str, Tensor]) -> Iterator[None]:
+    def using(self, weights: dict[str, Tensor]) -> AbstractContextManager[None]:
         """Run with other values of the trained weights (an average, the best)."""
-        kept = {name: p.data for name, p in self.parameters.items()}
-        try:
-            for name, p in self.parameters.items():
-                p.data = weights[name]
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.data = kept[name]
+        return other_weights(self.parameters, weights)
 
 
 class RewardModel(Trainee):

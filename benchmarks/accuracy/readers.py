@@ -39,9 +39,10 @@ def read_benchmark(
     Raises: UserError; Problems, one line for each row that is wrong, or for what is missing.
     """
     file = Path(data).expanduser()
-    root = (file.parent if media is None else Path(media).expanduser()).absolute()
+    root = file.parent if media is None else Path(media).expanduser()
     if media is not None and not root.is_dir():
         raise UserError(f"--media: no such folder: {root}")
+    root = root.absolute()  # our own files say where media lie from where one is
     rows = read_rows(file)
     if not rows:
         raise UserError(f"--data: {file} is empty")
