@@ -103,7 +103,7 @@ class VideoReward(Reward):
         batch_size: int = 4,
         name: str = "video_reward",
     ):
-        self._check_values(fps, num_frames, dtype, batch_size)
+        self._check_values(weights, fps, num_frames, dtype, batch_size)
         settings = read_settings(path, base, template, step)
         self.weights = weights_of(weights, settings.dimensions)
         if num_frames is not None:
@@ -141,13 +141,14 @@ class VideoReward(Reward):
         **_: Any,
     ) -> None:
         """Validate the options and the small files; what lies on the hub is not fetched."""
-        VideoReward._check_values(fps, num_frames, dtype, batch_size)
+        VideoReward._check_values(weights, fps, num_frames, dtype, batch_size)
         if not is_hub_id(path):
             weights_of(weights, read_settings(path, base, template, step).dimensions)
 
     @staticmethod
-    def _check_values(fps: Any, num_frames: Any, dtype: Any, batch_size: Any) -> None:
+    def _check_values(weights: Any, fps: Any, num_frames: Any, dtype: Any, batch_size: Any) -> None:
         wrong = {
+            f"weights {weights!r}: expected a list of numbers": not isinstance(weights, (list, tuple, type(None))),
             f"fps {fps}: expected a positive number": fps is not None and not fps > 0,
             f"num_frames {num_frames}: expected 2 or more": num_frames is not None and not num_frames >= FRAME_FACTOR,
             "fps and num_frames exclude each other": fps is not None and num_frames is not None,

@@ -156,7 +156,7 @@ MISTAKES = [
     ("clip", {"path": "a/b", "device": "gpu"}, "cannot take path='a/b', device='gpu'"),
     ("vlm_rm", {"path": "a/b", "baseline": ["a", 1]}, "['a', 1] is not a text, or several"),
     ("clip", {"path": "x" * 300}, "File name too long"),
-    ("video_reward", {"weights": 1}, "reward video_reward: cannot take weights=1"),
+    ("video_reward", {"weights": 1}, "reward video_reward: weights 1: expected a list of numbers"),
     ("video_reward", {"path": "~nobody_here/x"}, "is not a folder here"),
     ("per_frame", {"image_reward": "clip", "weights": 3}, "cannot take image_reward='clip', weights=3"),
     ("vlm_score", {"url": "http://h/v1", "model": "m", "template": 3}, "template=3"),
