@@ -92,13 +92,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """
     if len(values) < 2:
         return math.nan, math.nan
-    means = _resamples(len(values)) @ np.asarray(values, dtype=float) / len(values)
+    means = resamples(len(values)) @ np.asarray(values, dtype=float) / len(values)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
 @functools.lru_cache(maxsize=4)
-def _resamples(num: int) -> np.ndarray:
+def resamples(num: int) -> np.ndarray:
     """(RESAMPLES, num) how often each of num values is in a resample."""
     return np.random.default_rng(0).multinomial(num, [1 / num] * num, RESAMPLES).astype(float)
 

@@ -1,18 +1,18 @@
 """Means of values that come in clusters, as pairs of one prompt do, and how sure they are; float64.
 
-N values, P clusters, R resamples
+N values, P clusters
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 2000
+from alignment.gains import resamples
+
 LEVEL = 0.95
 Values = Sequence[float] | NDArray
 
@@ -34,7 +34,7 @@ def clustered(
     mean = float(sums.sum() / sizes.sum())
     if len(names) < 2:
         return mean, math.nan, math.nan
-    drawn = _drawn(len(names))
+    drawn = resamples(len(names))
     low, high = np.quantile((drawn @ sums) / (drawn @ sizes), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return mean, float(low), float(high)
 
@@ -45,9 +45,3 @@ def unanimous(num: int) -> float:
     Resampling sees no spread there, however few they are. Source: Clopper and Pearson (1934).
     """
     return ((1 - LEVEL) / 2) ** (1 / num)
-
-
-@functools.lru_cache(maxsize=2)
-def _drawn(num: int) -> NDArray[np.float64]:
-    """(R, P) how often each of num clusters is in a resample."""
-    return np.random.default_rng(0).multinomial(num, [1 / num] * num, RESAMPLES).astype(np.float64)

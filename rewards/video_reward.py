@@ -31,7 +31,6 @@ from rewards.qwen2_vl_reader import POSITIONS, read_prompt, resized, smart_resiz
 
 DIMENSIONS = ("VQ", "MQ", "TA")
 TOKEN = "<|{}_reward|>"
-TOKENS = tuple(map(TOKEN.format, DIMENSIONS))
 TEMPLATE_HASHES = {"detailed_special": "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"}
 MIN_PIXELS, MIN_FRAMES, MAX_FRAMES, FRAME_FACTOR = 128 * 28 * 28, 4, 768, 2
 CHECKPOINT_FILES = ["*.json", "*.txt", "checkpoint-*/*"]
