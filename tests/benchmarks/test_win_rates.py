@@ -66,6 +66,7 @@ def test_interval_is_that_of_prompts_not_of_pairs() -> None:
 def test_prompts_count_by_their_pairs() -> None:
     """A prompt with three pairs weighs three times one with a single pair: (3 * 1 + 0) / 4."""
     assert clustered([1, 1, 1, 0], [7, 7, 7, 3])[0] == 0.75
+    assert clustered([1, 0], [7, 3], np.array([3.0, 1.0])) == (0.75, 0, 1)
 
 
 def test_unanimous_outcomes_still_have_an_interval() -> None:
