@@ -1,22 +1,24 @@
-"""The full loop on the tiny world: from labelled pairs to a reward model, to tuned generators, to a stranger's opinion.
+"""The full loop on the tiny world: from labelled pairs to a generator, a reward model, alignment, a stranger's opinion.
 
     python -m examples.full_loop [--quick] [--out runs/full_loop]
 
-1. Pairs of videos with planted flaws, and a VideoReward trained on them; how many held-out pairs it ranks right.
-2. GRPO and Flow-DPO against that reward, from the same base model.
-3. Win rates of both over the base, from the same noise: by the trained reward, and by judges that neither has seen. One
-   page to look at, and a blind one to vote on.
+1. Pairs of videos with planted flaws, as footage is: a generator fine-tuned on them, which makes such flaws itself, and
+   a VideoReward trained on them; how many held-out pairs it ranks right.
+2. GRPO and Flow-DPO against that reward, from that generator.
+3. Win rates of both over it, from the same noise: by the trained reward, and by judges that neither has seen. One page
+   to look at, and a blind one to vote on.
 
 Each part is a command of the toolkit that goes on where it was stopped, so the same call goes on, too. To be
 called from the repository's folder: recipes name files from there.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 WORLD = "examples/tiny_world"
 REWARD = "rewards.video_reward"
-DIMENSIONS = "[0,1,1]"  # weights of visual quality, motion quality and text alignment; the base's colours are right
+GROUPS = ["iterations=40", "algorithm.prompts_per_iteration=6", "algorithm.group_size=8", "optimizer.lr=1e-3"]
 STRANGERS = {"smoothness": "sprite_smoothness", "match": "sprite_match", "clip": f"clip:path={WORLD}/clip"}
 PAIRS = {"train": [], "held_out": ["--close", "--num", 288, "--seed", 1]}
 QUICK_REWARD = ["iterations=1", "algorithm.batch_size=4", "algorithm.norm_videos=4"]
@@ -37,15 +39,31 @@ def train(recipe, folder, *overrides):
     call(main, f"recipes/{recipe}.yaml", f"output={folder}", "tracker=null", *overrides, "--resume")
 
 
-def train_reward(out, quick):
-    """A VideoReward from planted flaws, measured on pairs that are one small flaw apart; its folder."""
-    from benchmarks import reward_accuracy
+def make_pairs(out, quick):
+    """Pairs with flaws of every kind, and held-out pairs that are one small flaw apart; their folder."""
     from examples.tiny_world import flawed_videos
 
-    pairs = out / "pairs"
     for name, how in PAIRS.items():
-        if not (pairs / f"{name}.jsonl").exists():
-            call(flawed_videos.make, "--out", pairs / f"{name}.jsonl", *how, *(["--num", 8] if quick else []))
+        if not (out / "pairs" / f"{name}.jsonl").exists():
+            call(flawed_videos.make, "--out", out / "pairs" / f"{name}.jsonl", *how, *(["--num", 8] if quick else []))
+    return out / "pairs"
+
+
+def train_base(out, pairs, quick):
+    """The tiny world's generator, fine-tuned on the better-looking clip of each pair; its folder."""
+    settings = [f"data.preferences={pairs}/train.jsonl", "data.prompts=null", "evaluation.prompts=null"]
+    settings += ["algorithm.dimension=VQ", "algorithm.updates_per_rollout=1", "algorithm.batch_size=32"]
+    settings += ["model.trained=full", "optimizer.lr=3e-4", f"iterations={1 if quick else 120}"]
+    train("tiny_sft", out / "sft", *settings)
+    shutil.copytree(f"{WORLD}/base", out / "base", dirs_exist_ok=True)
+    shutil.copytree(out / "sft" / "transformer", out / "base" / "transformer", dirs_exist_ok=True)
+    return out / "base"
+
+
+def train_reward(out, pairs, quick):
+    """A VideoReward, measured on the held-out pairs; its folder."""
+    from benchmarks import reward_accuracy
+
     data = [f"data.preferences={pairs}/train.jsonl", f"data.held_out={pairs}/held_out.jsonl"]
     train("tiny_reward_model", out / "reward_model", *data, *(QUICK_REWARD if quick else []))
     folder = out / "reward_model" / "reward"
@@ -56,37 +74,39 @@ def train_reward(out, quick):
     return folder
 
 
-def tune(out, reward, quick):
+def tune(out, base, reward, quick):
     """GRPO (its fastest kind) and Flow-DPO against the reward; name -> run folder."""
     prompts = [f"data.prompts={WORLD}/prompts/train_speed.txt", f"evaluation.prompts={WORLD}/prompts/heldout_speed.txt"]
     settings = [f"{REWARD}.use=video_reward", f"{REWARD}.options.path={reward}", f"{REWARD}.weight=1", *prompts]
-    settings += [f"{REWARD}.options.weights={DIMENSIONS}", "rewards.motion.weight=0"]
-    runs = {"grpo": ("tiny_mix_flash_grpo", 40), "flow_dpo": ("tiny_flow_dpo", 48)}
-    for name, (recipe, iterations) in runs.items():
-        train(recipe, out / name, *settings, f"iterations={iterations}", *(QUICK_RUN if quick else []))
+    settings += ["rewards.motion.weight=0", f"model.path={base}", *GROUPS]
+    runs = {"grpo": "tiny_mix_flash_grpo", "flow_dpo": "tiny_flow_dpo"}
+    for name, recipe in runs.items():
+        train(recipe, out / name, *settings, *(QUICK_RUN if quick else []))
     return {name: out / name for name in runs}
 
 
-def compare(out, reward, runs, quick):
+def compare(out, base, reward, runs, quick):
     """Win rates over the base, by the trained reward and by strangers; the folder of the pages."""
     from benchmarks import win_rate
 
-    judges = {"trained": f"video_reward:path={reward},weights={DIMENSIONS}", **STRANGERS}
+    judges = {"trained": f"video_reward:path={reward}", **STRANGERS}
     asked = [word for name, judge in judges.items() for word in ("--judge", f"{name}={judge}")]
     asked += [word for name, run in runs.items() for word in ("--tuned", f"{name}={run}")]
     asked += ["--limit", 2] if quick else ["--limit", 96, "--samples", 2]
     prompts = f"{WORLD}/prompts/heldout_speed.txt"
-    call(win_rate.main, "--base", f"{WORLD}/base", "--prompts", prompts, *asked, "--out", out / "comparison")
+    call(win_rate.main, "--base", base, "--prompts", prompts, *asked, "--out", out / "comparison")
     return out / "comparison"
 
 
 def main(out, quick):
-    print("1. A reward model from pairs of videos with planted flaws.", flush=True)
-    reward = train_reward(out, quick)
-    print("\n2. GRPO and Flow-DPO against it.", flush=True)
-    runs = tune(out, reward, quick)
-    print("\n3. Both against the base: by their reward, and by judges that neither has seen.", flush=True)
-    pages = compare(out, reward, runs, quick)
+    print("1. A generator and a reward model, both from pairs of videos with planted flaws.", flush=True)
+    pairs = make_pairs(out, quick)
+    base = train_base(out, pairs, quick)
+    reward = train_reward(out, pairs, quick)
+    print("\n2. GRPO and Flow-DPO against the reward.", flush=True)
+    runs = tune(out, base, reward, quick)
+    print("\n3. Both against the generator: by their reward, and by judges that neither has seen.", flush=True)
+    pages = compare(out, base, reward, runs, quick)
     print(f"\nThe reward's accuracy: {out}/accuracy/accuracy.html; win rates: {pages}/index.html")
     print(f"To vote blind: {pages}/voting.html; export the votes, then run the last command with --votes FILE")
 
