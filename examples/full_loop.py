@@ -51,10 +51,10 @@ def make_pairs(out, quick):
 
 def train_base(out, pairs, quick):
     """The tiny world's generator, fine-tuned on the better-looking clip of each pair; its folder."""
-    settings = [f"data.preferences={pairs}/train.jsonl", "data.prompts=null", "evaluation.prompts=null"]
+    settings = [f"data.preferences={pairs}/train.jsonl", "data.prompts=null"]
     settings += ["algorithm.dimension=VQ", "algorithm.updates_per_rollout=1", "algorithm.batch_size=32"]
-    settings += ["model.trained=full", "optimizer.lr=3e-4", f"iterations={1 if quick else 120}"]
-    train("tiny_sft", out / "sft", *settings)
+    settings += ["model.trained=full", "optimizer.lr=3e-4", "iterations=120"]
+    train("tiny_sft", out / "sft", *settings, *(QUICK_RUN if quick else []))
     shutil.copytree(f"{WORLD}/base", out / "base", dirs_exist_ok=True)
     shutil.copytree(out / "sft" / "transformer", out / "base" / "transformer", dirs_exist_ok=True)
     return out / "base"
@@ -99,7 +99,7 @@ def compare(out, base, reward, runs, quick):
 
 
 def main(out, quick):
-    print("1. A generator and a reward model, both from pairs of videos with planted flaws.", flush=True)
+    print("1. A generator that learns flaws, so that its rewards fall, and a reward model that sees them.", flush=True)
     pairs = make_pairs(out, quick)
     base = train_base(out, pairs, quick)
     reward = train_reward(out, pairs, quick)

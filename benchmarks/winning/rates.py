@@ -74,7 +74,7 @@ def win_rate(found: Values, prompts: Sequence[int]) -> Rate:
         low = unanimous(num)
     if num and losses == len(values):
         high = 1 - unanimous(num)
-    votes = [values[clusters == prompt].mean() for prompt in dict.fromkeys(clusters.tolist())]
+    votes = [float(values[clusters == prompt].mean()) for prompt in dict.fromkeys(clusters.tolist())]
     p = sign_test(sum(vote > 0.5 for vote in votes), sum(vote < 0.5 for vote in votes))
     return Rate(rate, low, high, p, wins, len(values) - wins - losses, losses, int((~known).sum()))
 

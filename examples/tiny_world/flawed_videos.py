@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from alignment.data import Member, Pair, Prompt, to_json
-from alignment.generation import write_video
+from alignment.generation import whole, write_video
 
 from . import world
 from .flaws import LEVELS, motion_flaw, visual_flaw
@@ -102,7 +102,7 @@ def write(path: Path, num: int, pairs: Callable[[int], Drawn], batch: int = 64) 
                 members = Member(a, None), Member(b, None)
                 pair = Pair(f"{path.stem}-{start + i}", Prompt(prompt, {}), *members, None, scores, labels)
                 lines.append(json.dumps(to_json(pair._replace(annotator="planted flaws"), path.parent)))
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    whole(path, lambda new: new.write_text("\n".join(lines) + "\n", "utf-8"))
     print(f"{path}: {num} pairs", flush=True)
 
 

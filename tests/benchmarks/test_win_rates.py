@@ -46,6 +46,11 @@ def test_sign_test_of_many_votes_is_the_normal_one() -> None:
     assert sign_test(530, 470) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
 
 
+def test_p_of_more_votes_than_an_integer_has_bits() -> None:
+    """59 of 100 prompts won: 8.5 of a deviation of 5 above half, by the normal law with the correction."""
+    assert win_rate([1] * 59 + [0] * 41, range(100)).p == pytest.approx(math.erfc(1.7 / math.sqrt(2)), rel=0.02)
+
+
 def test_interval_of_two_prompts() -> None:
     """A resample of two prompts is (0, 0), (0, 1) or (1, 1) with 1/4, 1/2, 1/4: the 2.5 % points are 0 and 1."""
     assert clustered([0, 1], [0, 1]) == (0.5, 0, 1)
