@@ -18,7 +18,11 @@ from pathlib import Path
 
 WORLD = "examples/tiny_world"
 REWARD = "rewards.video_reward"
-GROUPS = ["iterations=40", "algorithm.prompts_per_iteration=6", "algorithm.group_size=8", "optimizer.lr=1e-3"]
+MORE_PAIRS = ["algorithm.prompts_per_iteration=12", "algorithm.group_size=8", "algorithm.updates_per_rollout=2"]
+RUNS = {
+    "grpo": ["tiny_mix_flash_grpo", "iterations=40"],
+    "flow_dpo": ["tiny_flow_dpo", "iterations=40", "optimizer.lr=1e-3", *MORE_PAIRS],
+}
 STRANGERS = {"smoothness": "sprite_smoothness", "match": "sprite_match", "clip": f"clip:path={WORLD}/clip"}
 PAIRS = {"train": [], "held_out": ["--close", "--num", 288, "--seed", 1]}
 QUICK_REWARD = ["iterations=1", "algorithm.batch_size=4", "algorithm.norm_videos=4"]
@@ -78,11 +82,10 @@ def tune(out, base, reward, quick):
     """GRPO (its fastest kind) and Flow-DPO against the reward; name -> run folder."""
     prompts = [f"data.prompts={WORLD}/prompts/train_speed.txt", f"evaluation.prompts={WORLD}/prompts/heldout_speed.txt"]
     settings = [f"{REWARD}.use=video_reward", f"{REWARD}.options.path={reward}", f"{REWARD}.weight=1", *prompts]
-    settings += ["rewards.motion.weight=0", f"model.path={base}", *GROUPS]
-    runs = {"grpo": "tiny_mix_flash_grpo", "flow_dpo": "tiny_flow_dpo"}
-    for name, recipe in runs.items():
-        train(recipe, out / name, *settings, *(QUICK_RUN if quick else []))
-    return {name: out / name for name in runs}
+    settings += ["rewards.motion.weight=0", f"model.path={base}"]
+    for name, (recipe, *own) in RUNS.items():
+        train(recipe, out / name, *settings, *own, *(QUICK_RUN if quick else []))
+    return {name: out / name for name in RUNS}
 
 
 def compare(out, base, reward, runs, quick):
