@@ -20,7 +20,7 @@ WORLD = "examples/tiny_world"
 REWARD = "rewards.video_reward"
 MORE_PAIRS = ["algorithm.prompts_per_iteration=12", "algorithm.group_size=8", "algorithm.updates_per_rollout=2"]
 RUNS = {
-    "grpo": ["tiny_mix_flash_grpo", "iterations=40"],
+    "grpo": ["tiny_mix_flash_grpo"],
     "flow_dpo": ["tiny_flow_dpo", "iterations=40", "optimizer.lr=1e-3", *MORE_PAIRS],
 }
 STRANGERS = {"smoothness": "sprite_smoothness", "match": "sprite_match", "clip": f"clip:path={WORLD}/clip"}
