@@ -187,11 +187,9 @@ def markdown(rows: list[dict[str, Any]], seeds: list[int], overrides: list[str],
 
 def plot(results: list[dict[str, Any]], seconds: float, path: Path) -> None:
     """Held-out reward over function evaluations and over seconds, mean over seeds, one line a recipe."""
-    import matplotlib
+    from benchmarks.pictures import pyplot
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), sharey=True)
     names = list(dict.fromkeys(result["recipe"] for result in results))
     for name, colour in zip(names, plt.get_cmap("tab20").colors, strict=False):
@@ -250,9 +248,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--report", type=Path, help="train nothing: write this page from what is there")
     options = parser.parse_intermixed_args()
+    from alignment.errors import exit_code
+
     if options.report:
-        print(report(options.out, options.report))
-        return 0
+        return exit_code(lambda: print(report(options.out, options.report)))
     (options.out / "cost").mkdir(parents=True, exist_ok=True)
     for recipe in dict.fromkeys(["tiny_grpo", *options.recipes]):
         path = options.out / "cost" / f"{recipe}.json"

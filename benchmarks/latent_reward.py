@@ -102,11 +102,9 @@ def states_of(reward: LatentReward, pairs: Sequence[Pair], folder: Path, batch: 
 
 def picture(runs: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> None:
     """A panel a dimension, a line a run, over the levels."""
-    import matplotlib
+    from benchmarks.pictures import pyplot
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     names = list(dict.fromkeys(name for run in runs.values() for name in run))
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True, layout="constrained")
     for axis, name in zip(axes, names, strict=True):
@@ -174,7 +172,9 @@ def compare(options: argparse.Namespace) -> None:
     from alignment.latent_reward import LatentReward
     from alignment.startup import quiet_loading
     from alignment.versions import versions
+    from benchmarks.pictures import pyplot
 
+    pyplot()
     if not all(0 < level <= 1 for level in options.levels) or options.batch < 1:
         raise UserError("--levels: lie above 0, up to 1; --batch: is 1 or more")
     pairs = [record for record in read_preferences(options.pairs, "--pairs") if isinstance(record, Pair)]

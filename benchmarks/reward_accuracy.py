@@ -58,18 +58,18 @@ def run(options: argparse.Namespace, command: str) -> int:
 
     from alignment.distributed import Processes
     from benchmarks.accuracy.output import Outcome, ranking
-    from benchmarks.accuracy.plot import check_plot
     from benchmarks.accuracy.protocols import evaluate
     from benchmarks.accuracy.readers import read_benchmark
     from benchmarks.accuracy.report import write_report
     from benchmarks.accuracy.scoring import hashes, score
     from benchmarks.accuracy.terminal import show
+    from benchmarks.pictures import pyplot
     from rewards.contract import RewardError
     from rewards.scoring.asking import RewardFailed
 
     asked = _rewards(options.reward)
     if options.out:
-        check_plot()
+        pyplot()
     found = read_benchmark(options.data, options.format, options.media, options.allow_missing, options.cache / "media")
     processes = Processes(cpu=not torch.cuda.is_available())
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -8,8 +8,8 @@
 3. Win rates of both over it, from the same noise: by the trained reward, and by judges that neither has seen. One page
    to look at, and a blind one to vote on.
 
-Each part is a command of the toolkit that goes on where it was stopped, so the same call goes on, too. To be
-called from the repository's folder: recipes name files from there.
+Each part is a command of the toolkit that goes on where it was stopped, so the same call goes on, too. To be called
+from the repository's folder, since recipes name files from there, after `pip install -e ".[benchmarks]"`.
 """
 
 import argparse
@@ -102,6 +102,9 @@ def compare(out, base, reward, runs, quick):
 
 
 def main(out, quick):
+    from benchmarks.pictures import pyplot
+
+    pyplot()  # refuses now what would be missing in the end
     print("1. A generator that learns flaws, so that its rewards fall, and a reward model that sees them.", flush=True)
     pairs = make_pairs(out, quick)
     base = train_base(out, pairs, quick)
@@ -119,4 +122,6 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="one small step of everything: shows that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/full_loop"))
     options = parser.parse_args()
-    main(options.out, options.quick)
+    from alignment.errors import exit_code
+
+    raise SystemExit(exit_code(lambda: main(options.out, options.quick)))

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.errors import UserError
-
+from ..pictures import pyplot
 from .data import OVERALL, Benchmark
 from .layouts import FORMATS
 from .output import Outcome
@@ -23,21 +22,9 @@ INK, SOFT = "#1d2330", "#626b7c"
 BINS = 10
 
 
-def check_plot() -> None:
-    """Raises: UserError where matplotlib is missing, before anything is scored."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError('--out: the picture needs matplotlib: pip install "reelign[benchmarks]"') from error
-
-
 def plot(found: Benchmark, ranked: Sequence[Outcome], path: Path) -> None:
     """Write a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    plt = pyplot()
     measures = list(next(iter(ranked[0].answers.values())).measures)[:2]
     style = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#c9ced8"}
     style |= {
@@ -47,10 +34,8 @@ def plot(found: Benchmark, ranked: Sequence[Outcome], path: Path) -> None:
         "ytick.color": INK,
         "axes.titleweight": "bold",
     }
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(
-            1, len(measures) + 1, figsize=(4.6 * (len(measures) + 1), _height(found, ranked))
-        )
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(1, len(measures) + 1, figsize=(4.6 * (len(measures) + 1), _height(found, ranked)))
         for axis, name in zip(axes, measures, strict=False):
             _accuracies(axis, found, ranked, name)
         _sureness(axes[-1], found, ranked)
@@ -62,7 +47,7 @@ def plot(found: Benchmark, ranked: Sequence[Outcome], path: Path) -> None:
         figure.legend(handles, names, loc="lower right", ncols=min(6, len(names)), frameon=False, fontsize=8.5)
         figure.tight_layout(rect=(0, 0.06, 1, 0.97), w_pad=2.5)
         figure.savefig(path, dpi=150, format="png")
-        pyplot.close(figure)
+        plt.close(figure)
 
 
 def _height(found: Benchmark, ranked: Sequence[Outcome]) -> float:

@@ -20,6 +20,7 @@ from alignment.startup import quiet_loading
 from alignment.versions import versions
 from rewards.arguments import RewardArgument
 
+from ..pictures import pyplot
 from .judges import read_judges, relations
 from .models import BASE, Contender, check_models, contenders
 from .motion import load_flow
@@ -39,6 +40,7 @@ MAX_DUELS = 40  # on the page for voting, of each tuned model
 
 def compare_models(options: argparse.Namespace) -> None:
     """Run the command. Raises: UserError for bad input; RewardError, RewardFailed and OSError for what fails midway."""
+    pyplot()
     models = contenders(options.base, options.tuned, options.settings, options.overrides)
     judges = read_judges(options.judge)
     names = [model.name for model in models]

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from alignment.errors import UserError, one_line
 
+from ..pictures import INSTALL
+
 FLOWS = ("auto", "raft", "dis")
 FPS = 8.0  # at which videos are looked at
 LONGEST = 0.05  # share of the flow vectors
@@ -136,7 +138,7 @@ def _dis() -> Callable[[Tensor, Tensor], Tensor]:
     try:
         import cv2
     except ImportError as error:
-        raise UserError('flow "dis" needs OpenCV: pip install "reelign[benchmarks]"') from error
+        raise UserError(f'flow "dis" needs OpenCV: {INSTALL}') from error
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def between(first: Tensor, second: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from alignment.gains import finite
 
+from ..pictures import pyplot
 from .charts import BINS
 from .judges import INDEPENDENT, TRAINED
 from .scoring import OVERALL
@@ -23,11 +24,7 @@ Scores = Mapping[str, tuple[np.ndarray, np.ndarray]]  # judge -> base's and tune
 
 def plot(comparisons: Sequence[Comparison], scores: Sequence[Scores], path: Path) -> None:
     """Of each tuned model its bars, and below them the histograms of the judges that score."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     across = max(1, min(MAX_HISTOGRAMS, max(len(each) for each in scores)))
     rows = [shown(comparison.rows) for comparison in comparisons]
     tall = [height for each in rows for height in (0.27 * len(each) + 0.7, 1.9)]
