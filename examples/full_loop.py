@@ -1,6 +1,6 @@
 """The full loop on the tiny world: from labelled pairs to a generator, a reward model, alignment, a stranger's opinion.
 
-    python -m examples.full_loop [--quick] [--out runs/full_loop]
+    python -m examples.full_loop [--quick] [--out runs/full_loop] [--votes FILE]
 
 1. Pairs of videos with planted flaws, as footage is: a generator fine-tuned on them, which makes such flaws itself, and
    a VideoReward trained on them; how many held-out pairs it ranks right.
@@ -88,20 +88,21 @@ def tune(out, base, reward, quick):
     return {name: out / name for name in RUNS}
 
 
-def compare(out, base, reward, runs, quick):
+def compare(out, base, reward, runs, quick, votes=()):
     """Win rates over the base, by the trained reward and by strangers; the folder of the pages."""
     from benchmarks import win_rate
 
     judges = {"trained": f"video_reward:path={reward}", **STRANGERS}
     asked = [word for name, judge in judges.items() for word in ("--judge", f"{name}={judge}")]
     asked += [word for name, run in runs.items() for word in ("--tuned", f"{name}={run}")]
+    asked += [word for file in votes for word in ("--votes", file)]
     asked += ["--limit", 2] if quick else ["--limit", 96, "--samples", 2]
     prompts = f"{WORLD}/prompts/heldout_speed.txt"
     call(win_rate.main, "--base", base, "--prompts", prompts, *asked, "--out", out / "comparison")
     return out / "comparison"
 
 
-def main(out, quick):
+def main(out, quick, votes=()):
     from benchmarks.pictures import pyplot
 
     pyplot()  # refuses now what would be missing in the end
@@ -112,16 +113,17 @@ def main(out, quick):
     print("\n2. GRPO and Flow-DPO against the reward.", flush=True)
     runs = tune(out, base, reward, quick)
     print("\n3. Both against the generator: by their reward, and by judges that neither has seen.", flush=True)
-    pages = compare(out, base, reward, runs, quick)
+    pages = compare(out, base, reward, runs, quick, votes)
     print(f"\nThe reward's accuracy: {out}/accuracy/accuracy.html; win rates: {pages}/index.html")
-    print(f"To vote blind: {pages}/voting.html; export the votes, then run the last command with --votes FILE")
+    print(f"To vote blind: {pages}/voting.html; export the votes, then call this again with --votes FILE")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small step of everything: shows that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/full_loop"))
+    parser.add_argument("--votes", type=Path, nargs="+", default=[], help="what the blind page has exported")
     options = parser.parse_args()
     from alignment.errors import exit_code
 
-    raise SystemExit(exit_code(lambda: main(options.out, options.quick)))
+    raise SystemExit(exit_code(lambda: main(options.out, options.quick, options.votes)))
