@@ -8,6 +8,11 @@
 3. Win rates of both over it, from the same noise: by the trained reward, and by judges that neither has seen. One page
    to look at, and a blind one to vote on.
 
+Hardware: two CPU cores, 25 minutes. Result, one run: the reward ranks 97.6 % of the held-out pairs right; GRPO wins
+86 % of the pairs against the generator by that reward, and 71, 79 and 83 % by the three strangers; Flow-DPO 76, and 68,
+69 and 82 % (benchmarks/results/win_rate_full-loop_tiny-world_cpu_2026-11.json). Two seeds of each raise that reward by
+2.5 and 2.0 (GRPO), 1.5 and 1.4 (Flow-DPO), from -3.1.
+
 Each part is a command of the toolkit that goes on where it was stopped, so the same call goes on, too. To be called
 from the repository's folder, since recipes name files from there, after `pip install -e ".[benchmarks]"`.
 """
