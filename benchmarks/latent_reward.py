@@ -174,7 +174,7 @@ def compare(options: argparse.Namespace) -> None:
     from alignment.versions import versions
     from benchmarks.pictures import pyplot
 
-    pyplot()
+    pyplot()  # refuses now what would be missing in the end
     if not all(0 < level <= 1 for level in options.levels) or options.batch < 1:
         raise UserError("--levels: lie above 0, up to 1; --batch: is 1 or more")
     pairs = [record for record in read_preferences(options.pairs, "--pairs") if isinstance(record, Pair)]

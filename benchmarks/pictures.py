@@ -10,7 +10,7 @@ INSTALL = 'pip install -e ".[benchmarks]"'
 
 
 def pyplot() -> ModuleType:
-    """Matplotlib's pyplot, without a display; called before anything expensive, too. Raises: UserError without it."""
+    """Matplotlib's pyplot, without a display. Raises: UserError without it, so commands call it first, too."""
     try:
         import matplotlib
     except ImportError as error:

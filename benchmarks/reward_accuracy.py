@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, command: str) -> int:
 
     asked = _rewards(options.reward)
     if options.out:
-        pyplot()
+        pyplot()  # refuses now what would be missing in the end
     found = read_benchmark(options.data, options.format, options.media, options.allow_missing, options.cache / "media")
     processes = Processes(cpu=not torch.cuda.is_available())
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@
 Hardware: two CPU cores, 25 minutes. Result, one run: the reward ranks 97.6 % of the held-out pairs right; GRPO wins
 86 % of the pairs against the generator by that reward, and 71, 79 and 83 % by the three strangers; Flow-DPO 76, and 68,
 69 and 82 % (benchmarks/results/win_rate_full-loop_tiny-world_cpu_2026-11.json). Three seeds of each raise that reward
-by 2.5, 2.0 and 1.9 (GRPO), 1.5, 1.4 and 1.5 (Flow-DPO), from -3.1, and every stranger with it (z 2.2 or more).
+by 2.5, 2.0 and 1.9 (GRPO), 1.5, 1.4 and 1.5 (Flow-DPO), from -3.1 (benchmarks/results/full-loop-*.md).
 
 Each part is a command of the toolkit that goes on where it was stopped, so the same call goes on, too. To be called
 from the repository's folder, since recipes name files from there, after `pip install -e ".[benchmarks]"`.
@@ -60,9 +60,8 @@ def make_pairs(out, quick):
 
 def train_base(out, pairs, quick):
     """The tiny world's generator, fine-tuned on the better-looking clip of each pair; its folder."""
-    settings = [f"data.preferences={pairs}/train.jsonl", "data.prompts=null"]
-    settings += ["algorithm.dimension=VQ", "algorithm.updates_per_rollout=1", "algorithm.batch_size=32"]
-    settings += ["model.trained=full", "optimizer.lr=3e-4", "iterations=120"]
+    settings = [f"data.preferences={pairs}/train.jsonl", "data.prompts=null", "algorithm.dimension=VQ"]
+    settings += ["algorithm.batch_size=32", "model.trained=full", "optimizer.lr=3e-4", "iterations=120"]
     train("tiny_sft", out / "sft", *settings, *(QUICK_RUN if quick else []))
     shutil.copytree(f"{WORLD}/base", out / "base", dirs_exist_ok=True)
     shutil.copytree(out / "sft" / "transformer", out / "base" / "transformer", dirs_exist_ok=True)

@@ -42,7 +42,7 @@ def read_benchmark(
     root = file.parent if media is None else Path(media).expanduser()
     if media is not None and not root.is_dir():
         raise UserError(f"--media: no such folder: {root}")
-    root = root.absolute()  # our own files say where media lie from where one is
+    root = root.absolute()  # preference files name media from the working folder
     rows = read_rows(file)
     if not rows:
         raise UserError(f"--data: {file} is empty")

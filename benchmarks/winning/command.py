@@ -40,7 +40,7 @@ MAX_DUELS = 40  # on the page for voting, of each tuned model
 
 def compare_models(options: argparse.Namespace) -> None:
     """Run the command. Raises: UserError for bad input; RewardError, RewardFailed and OSError for what fails midway."""
-    pyplot()
+    pyplot()  # refuses now what would be missing in the end
     models = contenders(options.base, options.tuned, options.settings, options.overrides)
     judges = read_judges(options.judge)
     names = [model.name for model in models]
