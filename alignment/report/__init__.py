@@ -78,7 +78,7 @@ def render(run: Run) -> str:
         section("Diagnostics", findings(diagnose(run.metrics, run.evaluations, run.config))),
         section("Ranking", ranking, "Over iterations, of the pairs with a better one; half is chance."),
         section("Rewards", rewards + folded, "Over iterations. Evaluations repeat the same prompts and noise."),
-        section("Pairs", pair_curves(run.metrics), "Over iterations. Told apart: better than the reference does."),
+        section("Pairs", pair_curves(run.metrics), "Over iterations."),
         section("Evaluation", *_values(run)),
         section("Training", health_curves(run.metrics), "Over iterations."),
         section("Time", _time(run.metrics)),

@@ -67,7 +67,7 @@ def pair_curves(metrics: Metrics) -> str:
     ]
     return _grid(
         [
-            line_chart("Implicit accuracy", told, note="share told apart", level=0.5),
+            line_chart("Implicit accuracy", told, note="share told apart better than by the reference", level=0.5),
             line_chart("Margin", margins, level=0.0),
             line_chart("Error", errors, note="over the reference's", level=1.0),
             line_chart("Margin by noise level", levels, level=0.0),
