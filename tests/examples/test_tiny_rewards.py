@@ -71,6 +71,21 @@ def test_a_trained_video_reward_is_saved_as_one_that_stands_alone(tmp_path):
     assert json.loads((tmp_path / "saved" / "model_config.json").read_text())["model_config"]["frozen_weights"] is None
 
 
+@pytest.mark.parametrize(("level", "noise"), [(1, 0.06), (2, 0.15)])
+def test_visual_flaws_fade_blur_or_add_noise(level, noise):
+    """Of upright bars: a third of the clips each, by hand."""
+    bars = 0.5 + 0.1 * torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(8)
+    near = [(torch.arange(32) + shift).clamp(0, 31) for shift in range(-level, level + 1)]
+    expected = [0.5 + (1 - level / 3) * (bars - 0.5), sum(bars[place] for place in near) / len(near)]
+    clean = bars.expand(60, 2, 3, 32, 32)
+    found = flaws.visual_flaw(clean, torch.full((60,), level), torch.Generator().manual_seed(0))
+    faded, blurred = ((found - rows).abs().flatten(1).amax(1) < 1e-5 for rows in expected)
+    noisy = ((found - clean).flatten(1).std(1) - noise).abs() < 0.05 * noise
+    assert (faded ^ blurred ^ noisy).all()
+    assert min(faded.sum(), blurred.sum(), noisy.sum()) > 12
+    assert torch.equal(flaws.visual_flaw(clean, torch.zeros(60), torch.Generator().manual_seed(0)), clean)
+
+
 def test_pairs_of_videos_are_labelled_by_what_was_planted():
     generator = torch.Generator().manual_seed(3)
     pool = world.sample(2048, generator)
